@@ -1,0 +1,29 @@
+"""One exception tree. Every member survives pickling, because errors cross Ray processes."""
+
+
+class VaegenError(Exception):
+    """A failure that we foresaw; its message is a sentence for the user."""
+
+
+class JobError(VaegenError, ValueError):
+    """The job file, an override or an argument breaks a rule. Nothing was launched."""
+
+
+class DataError(VaegenError, ValueError):
+    """A dataset or an image is missing, damaged, or not what the job says."""
+
+
+class StorageError(VaegenError, OSError):
+    """A location cannot be read or written."""
+
+
+class CheckpointError(VaegenError, RuntimeError):
+    """A checkpoint is missing, damaged, or of another job or schema."""
+
+
+class TrainingError(VaegenError, RuntimeError):
+    """Training cannot go on: a number is not finite, replicas drifted, a process group broke."""
+
+
+class ClusterError(VaegenError, RuntimeError):
+    """The Ray cluster cannot do what the job asks of it."""
