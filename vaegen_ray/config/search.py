@@ -1,0 +1,271 @@
+"""The job of `vaegen search`: which settings of a train job are searched, for what, and with how many trials."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from vaegen_ray.config.base import Count, Images, PositiveFloat, ProperFraction, Section, Text
+from vaegen_ray.config.job import NAME_PATTERN, TrainJob
+
+Value = bool | int | float | str
+"""What an axis draws: a plain value of a job."""
+
+Settings = dict[str, Value]
+"""Dotted path in the train job to its value."""
+
+# ---------------------------------------------------------------------------- axes
+
+Conditions = dict[str, Value]
+"""Axis to the value that it must have drawn."""
+
+
+class _Numeric(Section):
+    """Numbers between two bounds, both included."""
+
+    when: Conditions = Field(default={})
+    """Drawn only where these axes have these values."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = getattr(self, "low"), getattr(self, "high")  # noqa: B009 (declared by the kinds)
+        if low >= high:
+            raise ValueError(f"low: must be below high ({high}), got {low}")
+        return self
+
+
+Number = Annotated[float, Field(strict=True)]
+
+
+class Uniform(_Numeric):
+    """Every number of the range alike."""
+
+    kind: Literal["uniform"]
+    low: Number
+    high: Number
+
+
+class LogUniform(_Numeric):
+    """Every ratio alike: for weights and rates."""
+
+    kind: Literal["log_uniform"]
+    low: PositiveFloat
+    high: PositiveFloat
+
+
+class Integer(_Numeric):
+    """Whole numbers, alike, or with ``log`` every ratio alike."""
+
+    kind: Literal["integer"]
+    low: Annotated[int, Field(strict=True)]
+    high: Annotated[int, Field(strict=True)]
+    log: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _log_is_positive(self) -> Self:
+        if self.log and self.low < 1:
+            raise ValueError(f"low: must be at least 1 with log, got {self.low}")
+        return self
+
+
+class Choice(Section):
+    """One of a few values, without an order."""
+
+    kind: Literal["choice"]
+    values: Annotated[tuple[Value, ...], Field(min_length=2)]
+    when: Conditions = Field(default={})
+    """Drawn only where these axes have these values."""
+
+    @field_validator("values")
+    @classmethod
+    def _each_once(cls, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        if len({(type(value), value) for value in values}) < len(values):
+            raise ValueError(f"must name each value once, got {', '.join(map(str, values))}")
+        return values
+
+
+Axis = Annotated[Uniform | LogUniform | Integer | Choice, Field(discriminator="kind")]
+
+# ---------------------------------------------------------------------------- objectives
+
+
+class Goal(Section):
+    """One axis of the front: a metric and which way is better."""
+
+    metric: Text
+    """A score of `vaegen evaluate`, such as `sample_fid` or `reconstruction_psnr`."""
+    goal: Literal["minimize", "maximize"]
+
+    def cost(self, scores: Mapping[str, float]) -> float:
+        """The metric, turned so that less is better."""
+        return scores[self.metric] if self.goal == "minimize" else -scores[self.metric]
+
+
+class Constraint(Section):
+    """A bound that a trial must keep to count; written `kl_nats >= 5` in the job."""
+
+    metric: Text
+    relation: Literal[">=", "<="]
+    bound: Number
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*(>=|<=)\s*(\S+)\s*", text)
+        try:
+            if match:
+                return {"metric": match[1], "relation": match[2], "bound": float(match[3])}
+        except ValueError:
+            pass
+        raise ValueError("must be METRIC >= NUMBER or METRIC <= NUMBER, such as 'kl_nats >= 5'")
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.relation} {self.bound:g}"
+
+    def excess(self, scores: Mapping[str, float]) -> float:
+        """How far the bound is missed; at most 0 where it is kept."""
+        distance = scores[self.metric] - self.bound
+        return distance if self.relation == "<=" else -distance
+
+
+# ---------------------------------------------------------------------------- sampler and scheduler
+
+
+class Sampler(Section):
+    """How settings are chosen."""
+
+    kind: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random"] = "tpe"
+    """`tpe` counts running trials as bad ones, so that parallel trials differ (constant liar)."""
+    startup_trials: Count | None = None
+    """Drawn at random before `tpe` or `gp` begins; by default 10, or twice `max_concurrent` where that is more."""
+    random_fraction: ProperFraction = 0.0
+    """Part of the later trials that are drawn at random too, as BOHB does (Falkner et al. 2018)."""
+
+
+class NoStopping(Section):
+    """Every trial runs to its end."""
+
+    kind: Literal["none"]
+
+
+class ParetoStopping(Section):
+    """Stop trials that others dominate: gently, by Pareto rank, never by one metric.
+
+    Each evaluation is a rung. Distortion is compared only among trials of the same age since the adversarial
+    start, sample quality only late in the run.
+    """
+
+    kind: Literal["pareto"]
+    reduction: Annotated[float, Field(gt=1, strict=True)] = 2.0
+    """Of the trials that reached a rung, those in the best 1/reduction go on for sure."""
+    grace_images: Images | None = None
+    """Nothing but the rate is judged before; by default adversarial.start_images + 15 % of the run."""
+    quality_from_fraction: ProperFraction = 0.6
+    """Part of the run after which sample quality (`sample_*`) is judged."""
+    smoothing_rungs: Count = 2
+    """A value is the mean of so many newest rungs, never the best so far."""
+
+
+class AshaStopping(Section):
+    """Asynchronous successive halving on one metric (Li et al. 2020, stopping variant)."""
+
+    kind: Literal["asha"]
+    reduction: Annotated[float, Field(gt=1, strict=True)] = 3.0
+    grace_images: Images | None = None
+    """The first rung; the next are `reduction` times further each. By default the first evaluation."""
+
+
+class MedianStopping(Section):
+    """Stop a trial whose mean so far is worse than the median of the others' (Golovin et al. 2017)."""
+
+    kind: Literal["median"]
+    grace_images: Images | None = None
+    """By default a fifth of the run."""
+    minimum_trials: Count = 4
+    """Others that must have come as far."""
+
+
+class Population(Section):
+    """Population-based training (Jaderberg et al. 2017): trials copy better ones, and perturb their settings.
+
+    A trial may be replaced at each evaluation, and takes over the whole state. Its settings then are a schedule,
+    which the trial's job records under `changes`.
+    """
+
+    kind: Literal["pbt"]
+    replaced_fraction: Annotated[float, Field(gt=0, le=0.5, strict=True)] = 0.25
+    """The worst so many copy one of the best so many."""
+    redraw_fraction: ProperFraction = 0.25
+    """How often a copied setting is drawn anew instead of multiplied by 0.8 or 1.25."""
+
+
+Scheduler = Annotated[
+    NoStopping | ParetoStopping | AshaStopping | MedianStopping | Population, Field(discriminator="kind")
+]
+
+# ---------------------------------------------------------------------------- the job
+
+
+class SearchJob(Section):
+    """Search the settings of a train job."""
+
+    kind: Literal["search"]
+    name: str
+    """Of the search: its directory in ``storage``."""
+    base: TrainJob
+    """The train job that every trial begins from: in the file a path, seen from the file's folder, or a job."""
+    space: Annotated[dict[str, Axis], Field(min_length=1)]
+    """Dotted path in the train job to what is drawn for it."""
+    objectives: tuple[Goal, ...]
+    """One, or several for a front."""
+    constraints: tuple[Constraint, ...] = ()
+    trials: Count
+    time_budget_s: PositiveFloat | None = None
+    """Of one start of the search: then no trial begins, and those that run are stopped with a checkpoint."""
+    sampler: Sampler = Sampler()
+    scheduler: Scheduler = ParetoStopping(kind="pareto")
+    points: tuple[Settings | Text, ...] = ("base",)
+    """Tried first: `base`, `preset:NAME`, or settings of axes (the others as in `base`)."""
+    warm_start: tuple[Text, ...] = ()
+    """Directories of earlier searches of the same space, whose finished trials the sampler learns from."""
+    max_concurrent: Count | None = None
+    """By default as many as the cluster has room for."""
+    max_failures: Annotated[int, Field(ge=0, strict=True)] = 2
+    """How often a trial that was lost begins again from its checkpoint."""
+    study: Text | None = None
+    """URL of a database for the Optuna study; by default a journal file in the search's directory."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Of the sampler."""
+    storage: Text = "runs"
+    """Folder or bucket of all runs and searches."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, value: str) -> str:
+        if not NAME_PATTERN.fullmatch(value):
+            raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _at_least_one(cls, objectives: tuple[Goal, ...]) -> tuple[Goal, ...]:
+        if not objectives:
+            raise ValueError("must name at least one metric; add one")
+        return objectives
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that the search looks at, each once."""
+        names = [goal.metric for goal in self.objectives] + [constraint.metric for constraint in self.constraints]
+        return tuple(dict.fromkeys(names))
+
+    def costs(self, scores: Mapping[str, float]) -> tuple[float, ...]:
+        """The objectives, each turned so that less is better."""
+        return tuple(goal.cost(scores) for goal in self.objectives)
+
+    def is_feasible(self, scores: Mapping[str, float]) -> bool:
+        """Whether all constraints are kept."""
+        return all(constraint.excess(scores) <= 0 for constraint in self.constraints)

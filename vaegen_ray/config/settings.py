@@ -1,0 +1,48 @@
+"""Dotted paths into a job's tree: listing them, and replacing what they name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vaegen_ray.config.sentences import shown
+from vaegen_ray.errors import JobError
+
+Tree = dict[str, Any]
+
+
+def with_settings(tree: Tree, settings: Mapping[str, Any]) -> Tree:
+    """Return ``tree`` with the value of every dotted path replaced.
+
+    Giving a section another ``kind`` drops the section's other keys, which belong to the old kind; so kinds
+    are applied before all else, outer ones first, and the order of the settings does not matter for that.
+    """
+    for path, value in sorted(settings.items(), key=lambda setting: _rank_of_kind(setting[0].split("."))):
+        tree = _replaced(tree, path.split("."), value, path)
+    return tree
+
+
+def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Dotted path to value, for every leaf of ``tree``."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(flat(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def _rank_of_kind(keys: list[str]) -> float:
+    return len(keys) if keys[-1] == "kind" else float("inf")
+
+
+def _replaced(tree: Any, keys: list[str], value: Any, path: str) -> Tree:
+    if not isinstance(tree, dict):
+        above = path.removesuffix("." + ".".join(keys))
+        raise JobError(f"{path}: '{above}' is a plain value, {shown(tree)}; set that as a whole")
+    key, rest = keys[0], keys[1:]
+    if rest:
+        below = tree.get(key)
+        return {**tree, key: _replaced({} if below is None else below, rest, value, path)}
+    if key == "kind" and tree.get("kind") not in (None, value):
+        return {"kind": value}
+    return {**tree, key: value}
