@@ -1,0 +1,1 @@
+"""From images anywhere to batches: preparing a dataset, reading it in a reproducible order."""
