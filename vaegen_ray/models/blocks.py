@@ -1,0 +1,89 @@
+"""Parts that the networks share. Shapes: B images, C channels, H and W pixels."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+GROUPS_AT_MOST = 32
+CHANNELS_PER_GROUP = 4
+"""At least: alone in its group a channel forgets its mean, and the bias before it has no gradient but rounding."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with at most 32 groups of at least 4 channels (Wu & He 2018)."""
+    most = max(min(GROUPS_AT_MOST, channels // CHANNELS_PER_GROUP), 1)
+    groups = next(count for count in range(most, 0, -1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))): pre-activation (He et al. 2016), resolution kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = group_norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        hidden = self.conv1(functional.silu(self.norm1(features_BCHW)))
+        hidden = self.conv2(functional.silu(self.norm2(hidden)))
+        return features_BCHW + hidden
+
+
+class Downsample(nn.Module):
+    """conv(silu(norm(x))) with stride 2: to half the size."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels_in)
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        return self.conv(functional.silu(self.norm(features_BCHW)))
+
+
+class Upsample(nn.Module):
+    """conv(nearest(silu(norm(x)))): to twice the size, free of the checkerboards of transposed convolutions."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels_in)
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        hidden = functional.silu(self.norm(features_BCHW))
+        return self.conv(functional.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+
+
+class SpectralNorm(nn.Module):
+    """weight / sigma, with sigma its largest singular value by power iteration (Miyato et al. 2018, algorithm 1).
+
+    A parametrization whose vectors move only when :meth:`follow` is called, once a step: with an iteration in every
+    forward pass, as in torch's own, the result would depend on how often the discriminator looks at images.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, weight: Tensor, *, first_iterations: int = 15) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        self.register_buffer("left", functional.normalize(matrix.new_empty(matrix.shape[0]).normal_(), dim=0))
+        self.register_buffer("right", functional.normalize(matrix.new_empty(matrix.shape[1]).normal_(), dim=0))
+        for _ in range(first_iterations):
+            self.follow(weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            # Copies, because the vectors move between a forward pass and its backward pass.
+            sigma = torch.dot(self.left.clone(), weight.flatten(1) @ self.right.clone())
+            return weight / sigma
+
+    @torch.no_grad()
+    def follow(self, weight: Tensor) -> None:
+        """One step of the power iteration."""
+        matrix = weight.detach().flatten(1)
+        self.right.copy_(functional.normalize(matrix.T @ self.left, dim=0))
+        self.left.copy_(functional.normalize(matrix @ self.right, dim=0))
