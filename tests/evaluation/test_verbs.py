@@ -1,0 +1,108 @@
+"""`vaegen evaluate`, `sample`, `reconstruct` and `interpolate`, as a user calls them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.evaluation.samples import finished, tiny_job
+from vaegen_ray.cli.main import app
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import DataError, JobError, VaegenError
+
+
+def printed(*arguments: object) -> str:
+    """What the command prints; raises what it raises."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
+    if isinstance(result.exception, VaegenError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A colour picture with an alpha channel, of no size that a model has."""
+    file = tmp_path / "a photo.png"
+    Image.effect_noise((50, 70), 60).convert("RGBA").save(file)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAEGEN_CACHE", str(tmp_path / "cache"))
+
+
+def test_evaluate_verb_prints_and_writes_the_scores(vae_run: RunDirectory) -> None:
+    output = printed("evaluate", vae_run.root)
+    record = json.loads(vae_run.scores.read_text())
+    assert record["images"] == 60
+    assert all(name in output for name in record["scores"])
+    assert str(vae_run.scores) in output
+
+
+def test_sample_verb_writes_a_grid_of_the_seed(gan_run: RunDirectory, tmp_path: Path) -> None:
+    output = printed("sample", gan_run.root, "--count", 9, "--seed", 3, "--output", tmp_path / "grid.png")
+    assert f"picture: {tmp_path / 'grid.png'}" in output
+    assert Image.open(tmp_path / "grid.png").size == (3 * 33 - 1, 3 * 33 - 1)
+    printed("sample", gan_run.root, "--count", 9, "--seed", 3)
+    (default,) = gan_run.samples.names()
+    first, second = (np.asarray(Image.open(file)) for file in (tmp_path / "grid.png", f"{gan_run.samples}/{default}"))
+    assert np.array_equal(first, second)
+
+
+def test_reconstruct_verb_takes_pictures_of_any_size_and_mode(
+    vae_run: RunDirectory, picture: Path, tmp_path: Path
+) -> None:
+    printed("reconstruct", vae_run.root, picture, picture, "--output", tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size == (2 * 33 - 1, 2 * 33 - 1)
+
+
+def test_reconstruct_verb_takes_held_out_images(vae_run: RunDirectory, tmp_path: Path) -> None:
+    printed("reconstruct", vae_run.root, "held_out", "--output", tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size == (8 * 33 - 1, 8 * 33 - 1)
+
+
+def test_reconstruct_verb_of_a_gan_is_refused(gan_run: RunDirectory, picture: Path) -> None:
+    with pytest.raises(JobError, match="a gan has none"):
+        printed("reconstruct", gan_run.root, picture)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\nno more"], ids=["missing", "empty", "truncated"])
+def test_reconstruct_verb_names_a_file_that_cannot_be_read(
+    vae_run: RunDirectory, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.png: must be an image file"):
+        printed("reconstruct", vae_run.root, tmp_path / "broken.png")
+
+
+def test_interpolate_verb_goes_from_a_picture_to_a_sample(vae_run: RunDirectory, picture: Path) -> None:
+    output = printed("interpolate", vae_run.root, picture, 7, "--steps", 5)
+    (name,) = vae_run.samples.names()
+    assert name in output
+    assert Image.open(f"{vae_run.samples}/{name}").size == (5 * 33 - 1, 32)
+
+
+def test_interpolate_verb_of_a_gan_goes_between_samples_but_not_pictures(gan_run: RunDirectory, picture: Path) -> None:
+    printed("interpolate", gan_run.root, 1, 2)
+    with pytest.raises(JobError, match="a gan has none"):
+        printed("interpolate", gan_run.root, 1, picture)
+
+
+def test_verbs_of_a_colour_model_convert_grey_pictures(tmp_path: Path) -> None:
+    model = {"kind": "convolutional", "image_size": 16, "channels": 3, "latent_dim": 4, "encoder": {"width": 4}}
+    run = finished(tiny_job(tmp_path, model={**model, "decoder": {"width": 4}}))
+    Image.new("L", (40, 30), 200).save(tmp_path / "grey.png")
+    printed("reconstruct", run.root, tmp_path / "grey.png", "--output", tmp_path / "grid.png")
+    grid = Image.open(tmp_path / "grid.png")
+    assert (grid.mode, grid.size, grid.getpixel((3, 3))) == ("RGB", (16, 33), (200, 200, 200))
+
+
+def test_verbs_with_an_unknown_device_are_refused(vae_run: RunDirectory) -> None:
+    with pytest.raises(JobError, match="--device: must be cpu, cuda"):
+        printed("sample", vae_run.root, "--device", "abacus")

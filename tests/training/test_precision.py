@@ -1,0 +1,61 @@
+"""bfloat16 and torch.compile change the arithmetic, not what is learned."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.training.jobs import OBJECTIVES, job_with, take_steps
+from vaegen_ray.training import precision
+from vaegen_ray.training.local_session import LocalSession
+from vaegen_ray.training.precision import compile_networks
+from vaegen_ray.training.state import TrainState
+
+CPU = torch.device("cpu")
+
+
+def last_step(name: str, **training: object) -> dict[str, float]:
+    job = job_with(OBJECTIVES[name], training=training)
+    state = TrainState(job, CPU)
+    compile_networks(state.objective, job, CPU)
+    return take_steps(job, LocalSession(0, 1, CPU), state, until=40)[-1]
+
+
+@pytest.mark.parametrize("name", ["vae", "gan", "vae_gan, adaptive"])
+def test_bfloat16_stays_near_float32_and_keeps_parameters_in_float32(name: str) -> None:
+    exact, rounded = last_step(name), last_step(name, precision="bfloat16")
+    assert rounded["generator_loss"] == pytest.approx(exact["generator_loss"], rel=0.05)
+    assert rounded["generator_loss"] != exact["generator_loss"]
+    job = job_with(OBJECTIVES[name], training={"precision": "bfloat16"})
+    assert all(parameter.dtype == torch.float32 for parameter in TrainState(job, CPU).objective.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_losses_of_eager_ones() -> None:
+    torch._dynamo.reset()
+    eager, compiled = last_step("vae_gan, adaptive"), last_step("vae_gan, adaptive", compile=True)
+    for name in ("generator_loss", "discriminator_loss", "adversarial_weight", "kl_nats"):
+        assert compiled[name] == pytest.approx(eager[name], rel=1e-3, abs=1e-4)
+
+
+def test_discriminator_with_a_gradient_penalty_stays_eager(caplog: pytest.LogCaptureFixture) -> None:
+    job = job_with(OBJECTIVES["gan"], training={"compile": True})
+    state = TrainState(job, CPU)
+    with caplog.at_level(logging.WARNING):
+        compile_networks(state.objective, job, CPU)
+    assert "discriminator stays eager" in caplog.text
+    discriminator = state.objective.discriminator
+    assert discriminator is not None
+    assert discriminator._compiled_call_impl is None
+
+
+def test_machine_that_cannot_compile_trains_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "_compilation_problem", lambda _device: "no compiler")
+    job = job_with(OBJECTIVES["vae"], training={"compile": True})
+    state = TrainState(job, CPU)
+    with caplog.at_level(logging.WARNING):
+        compile_networks(state.objective, job, CPU)
+    assert "torch.compile fails on this machine: no compiler" in caplog.text
+    assert state.objective.generator.decoder.body._compiled_call_impl is None

@@ -1,0 +1,102 @@
+"""All scores of a generator against held-out images, the same for any number of ranks."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.errors import DataError, TrainingError
+from vaegen_ray.evaluation.descriptions import Describer, Share
+from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
+from vaegen_ray.evaluation.reconstruction import (
+    mean_squared_errors,
+    num_active_units,
+    peak_signal_to_noise_ratios,
+    structural_similarities,
+)
+from vaegen_ray.models.convolutional import Decoder, Encoder, Generator
+from vaegen_ray.objectives.kl import kl_to_standard_normal
+from vaegen_ray.randomness import derived_seed
+
+
+def evaluate(
+    generator: Generator,
+    held_out: NDArray[np.uint8],
+    job: TrainJob,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    num_ranks: int = 1,
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> dict[str, float]:
+    """Compare reconstructions and prior samples with the first ``job.evaluation.images`` of ``held_out`` (NHWC).
+
+    A collective: every rank calls it, handles a contiguous share, and returns the same scores. ``gather``
+    concatenates the rows of all ranks, equally many each, in the order of ranks. Reconstructions decode the
+    posterior's mean. Leaves the mode of ``generator`` and the global random state as they were.
+
+    Raises DataError where there are fewer than two images, TrainingError where a score is not finite.
+    """
+    num_images = min(job.evaluation.images, len(held_out))
+    if num_images < 2:
+        raise DataError(
+            f"evaluation.images: must be at least 2, as must the held-out images, got {job.evaluation.images} of "
+            f"{len(held_out)}; raise it, or prepare the dataset with more held-out images"
+        )
+    share = Share(num_images, rank, num_ranks, gather)
+    with evaluation_mode(generator):
+        describer = Describer(job, share, device)
+        real = describer.describe("real", lambda indices: images_of_bytes(held_out[indices.numpy()], device))
+        scores: dict[str, float] = {}
+        if generator.encoder is not None:
+            reconstructions = Reconstructions(generator.encoder, generator.decoder, held_out, device)
+            described = describer.describe("reconstruction", reconstructions)
+            scores |= reconstructions.scores(share)
+            scores |= describer.distances("reconstruction", real, described)
+        latents_NZ = prior_latents(num_images, generator.latent_dim, derived_seed(job.seed, "evaluation"))
+        samples = describer.describe("sample", lambda indices: generator.decoder(latents_NZ[indices].to(device)))
+        scores |= describer.distances("sample", real, samples)
+    return _finite(scores)
+
+
+class Reconstructions:
+    """Reconstructs held-out images by their indices, and remembers how well."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, held_out: NDArray[np.uint8], device: torch.device) -> None:
+        self._encoder, self._decoder = encoder, decoder
+        self._held_out, self._device = held_out, device
+        self._values: dict[str, list[Tensor]] = {"mse": [], "ssim": [], "kl": [], "mean": []}
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Reconstructions of shape (B, C, H, W)."""
+        images = images_of_bytes(self._held_out[indices.numpy()], self._device)
+        mean, log_variance = self._encoder(images)
+        reconstructions: Tensor = self._decoder(mean)
+        pair = (images + 1) / 2, (reconstructions.clamp(-1, 1) + 1) / 2
+        self._values["mse"].append(mean_squared_errors(*pair))
+        self._values["ssim"].append(structural_similarities(*pair))
+        self._values["kl"].append(kl_to_standard_normal(mean.double(), log_variance.double()).sum(dim=1))
+        self._values["mean"].append(mean)
+        return reconstructions
+
+    def scores(self, share: Share) -> dict[str, float]:
+        """Means over the images of all ranks."""
+        values = {name: share.all_rows(batches) for name, batches in self._values.items()}
+        return {
+            "reconstruction_mse": float(values["mse"].mean()),
+            "reconstruction_psnr": float(peak_signal_to_noise_ratios(values["mse"]).mean()),
+            "reconstruction_ssim": float(values["ssim"].mean()),
+            "kl_nats": float(values["kl"].mean()),
+            "active_units": float(num_active_units(values["mean"])),
+        }
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float]:
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"evaluation.{name}: must be finite, got {value}; the generator has diverged")
+    return scores

@@ -1,0 +1,95 @@
+"""The result of a run: the generator's averaged weights and what is needed to load them.
+
+``final/generator.safetensors`` holds the weights, ``final/model.json`` describes them. The description is
+written last, so a model that has one is whole. Nothing here unpickles.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+
+from vaegen_ray import __version__
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import CheckpointError
+from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.storage import Location
+
+WEIGHTS = "generator.safetensors"
+DESCRIPTION = "model.json"
+
+
+def save_trained_model(generator: Generator, job: TrainJob, destination: Location) -> None:
+    """Write the weights of ``generator`` (float32) and their description into the folder ``destination``."""
+    weights = bytes_of({name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()})
+    description = {
+        "name": job.name,
+        "objective": job.objective.kind,
+        "seed": job.seed,
+        "position": job.training.total_steps * job.training.images_per_step,
+        "model": job.model.model_dump(mode="json"),
+        "vaegen_ray": __version__,
+        "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
+    }
+    (destination / WEIGHTS).write_bytes(weights)
+    (destination / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_trained_model(run: RunDirectory, device: torch.device | str) -> tuple[Generator, TrainJob]:
+    """The trained generator of ``run``, in evaluation mode on ``device``, and the run's job.
+
+    Raises JobError where there is no run, and CheckpointError where it is not finished or a file is damaged.
+    """
+    job = run.load_job()
+    description = _read_description(run, job)
+    weights = _read_weights(run.final / WEIGHTS, description)
+    generator = Generator(_model_section(run.final / DESCRIPTION, description))
+    try:
+        generator.load_state_dict(tensors_of(weights))
+    except (SafetensorError, RuntimeError) as error:
+        problem = f"must hold the weights of the model in {DESCRIPTION}"
+        raise CheckpointError(f"{run.final / WEIGHTS}: {problem}, does not ({error}); restore both") from error
+    return generator.to(device).eval(), job
+
+
+def _read_description(run: RunDirectory, job: TrainJob) -> dict[str, Any]:
+    file = run.final / DESCRIPTION
+    if not file.exists():
+        newest = max(run.checkpoint_positions(), default=0)
+        raise CheckpointError(
+            f"{run.root}: must be a finished run, stands at {newest} of {job.training.total_images} images and has no "
+            "final model yet; start the same `vaegen train` again to finish it"
+        )
+    try:
+        description = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is damaged ({error}); restore it, or remove final/ and train again") from error
+    if not isinstance(description, dict) or not isinstance(description.get("weights"), dict):
+        raise CheckpointError(f"{file}: must describe a trained model, lacks 'weights'; restore it")
+    return description
+
+
+def _read_weights(file: Location, description: dict[str, Any]) -> bytes:
+    if not file.exists():
+        raise CheckpointError(f"{file}: must lie beside {DESCRIPTION}, is missing; restore it")
+    content = file.read_bytes()
+    expected, found = description["weights"].get("sha256"), hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{file}: must have the sha256 {expected} of {DESCRIPTION}, has {found}; the file is damaged, restore it"
+        )
+    return content
+
+
+def _model_section(file: Location, description: dict[str, Any]) -> ConvolutionalModel:
+    try:
+        return ConvolutionalModel.model_validate(description.get("model"))
+    except ValidationError as error:
+        raise CheckpointError(f"{file}: model: is not a model of this version: {error}; restore the file") from error

@@ -1,0 +1,1 @@
+"""How a step, a run and a resume work. Knows nothing of Ray."""

@@ -1,0 +1,120 @@
+"""What ranks tell each other. With one rank every function returns its argument."""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vaegen_ray.errors import VaegenError
+
+T = TypeVar("T")
+
+
+def num_ranks() -> int:
+    """Ranks of the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_rank_0() -> bool:
+    """Whether this process writes files and decides for all."""
+    return num_ranks() == 1 or dist.get_rank() == 0
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of equally shaped tensors, the same on all ranks."""
+    if num_ranks() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / num_ranks()
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate along the first dimension, in the order of ranks; lengths may differ."""
+    if num_ranks() == 1:
+        return rows
+    lengths = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(num_ranks())]
+    dist.all_gather(lengths, torch.tensor(len(rows), device=rows.device))
+    longest = max(int(length) for length in lengths)
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
+
+
+def gather_objects(value: T) -> list[T]:
+    """The small picklable ``value`` of each rank, in the order of ranks."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[T | None] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]  # all_gather_object has filled every place
+
+
+def from_rank_0(value: T) -> T:
+    """Rank 0's small picklable ``value`` on all ranks."""
+    if num_ranks() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def sum_over_ranks_async(tensor: Tensor) -> dist.Work:
+    """Begin to sum ``tensor`` in place over ranks; it may be read after ``wait()``."""
+    return _started(dist.all_reduce(tensor, async_op=True))
+
+
+def _started(work: dist.Work | None) -> dist.Work:
+    assert work is not None  # None is for processes outside of the group.
+    return work
+
+
+def together(action: Callable[[], T]) -> T:
+    """Do ``action`` on every rank; if it fails on any, raise that failure on all, so that none waits for another."""
+    result: T | None = None
+    problem: VaegenError | None = None
+    try:
+        result = action()
+    except VaegenError as error:
+        problem = error
+    failures = [failure for failure in gather_objects(problem) if failure is not None]
+    if failures:
+        raise failures[0]
+    return cast(T, result)
+
+
+class StopVote:
+    """Whether any rank wants to stop, asked at every step and answered at the next.
+
+    The answer travels beside the step, on the CPU, so it costs neither a wait nor a synchronisation of the
+    accelerator; all ranks hear the same answer at the same step.
+    """
+
+    def __init__(self) -> None:
+        self._group: dist.ProcessGroup | None = None
+        if num_ranks() > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    def cast(self, wants_to_stop: bool) -> bool:  # noqa: FBT001 (a vote is a yes or a no)
+        """Cast this step's vote; returns the result of the last step's."""
+        if self._group is None:
+            return wants_to_stop
+        answer = False
+        if self._pending is not None:
+            votes, work = self._pending
+            work.wait()
+            answer = bool(votes.item())
+        votes = torch.tensor(int(wants_to_stop))
+        self._pending = votes, _started(dist.all_reduce(votes, group=self._group, async_op=True))
+        return answer
+
+    def close(self) -> None:
+        """Wait for the last vote, so that no rank leaves while another still listens."""
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None

@@ -1,0 +1,36 @@
+"""A run that begins from a state of another: of a trial that it forks from, or copies."""
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.tracking.json_lines import JsonLines
+from vaegen_ray.training.checkpoint import MANIFEST, read_checkpoint
+
+
+def begin_from(source: RunDirectory, target: RunDirectory, job: TrainJob, position: int) -> None:
+    """Make ``target`` a run of ``job`` that has the checkpoint of ``source`` at ``position``, and its metrics so far.
+
+    The checkpoint is verified, and whole in ``target`` only when everything else is there. CheckpointError where
+    it is missing or damaged.
+    """
+    folder = source.checkpoint(position)
+    contents = read_checkpoint(folder)
+    manifest = (folder / MANIFEST).read_bytes()
+    target.claim(job)
+    if source.metrics.exists():
+        target.metrics.write_bytes(source.metrics.read_bytes())
+        JsonLines(target.metrics, position).close()  # Drops the lines beyond the position.
+    copy = target.checkpoint(position)
+    (copy / MANIFEST).remove()
+    for name, content in contents.items():
+        (copy / name).write_bytes(content)
+    (copy / MANIFEST).write_bytes(manifest)
+
+
+def newest_checkpoint(run: RunDirectory) -> int:
+    """Position of the newest finished checkpoint; 0 where there is none."""
+    return next((at for at in reversed(run.checkpoint_positions()) if has_checkpoint(run, at)), 0)
+
+
+def has_checkpoint(run: RunDirectory, position: int) -> bool:
+    """Whether ``run`` has a finished checkpoint at ``position``."""
+    return (run.checkpoint(position) / MANIFEST).exists()

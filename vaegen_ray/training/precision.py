@@ -1,0 +1,62 @@
+"""The arithmetic of the networks: its precision, and whether it is compiled."""
+
+import logging
+
+import torch
+from torch import nn
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.objectives.gan import Gan
+from vaegen_ray.objectives.vae import Vae
+from vaegen_ray.objectives.vae_gan import VaeGan
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def use_exact_arithmetic() -> None:
+    """Make an accelerator compute as the job says: float32 without TF32's short mantissa, and repeatably.
+
+    cuDNN would choose among algorithms that add in varying order, and a resumed run would differ in the last bits.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def compile_networks(objective: Vae | Gan | VaeGan, job: TrainJob, device: torch.device) -> None:
+    """Compile encoder, decoder and discriminator in place, where the job asks for it and it works.
+
+    A discriminator with a gradient penalty stays eager, since compiled code cannot be differentiated twice.
+    Where a network does not compile on this machine all stay eager, with a warning.
+    """
+    if not job.training.compile:
+        return
+    generator = objective.generator
+    networks: list[nn.Module] = [generator.decoder.body]
+    if generator.encoder is not None:
+        networks.append(generator.encoder)
+    if objective.discriminator is not None:
+        if job.objective.kind != "vae" and job.objective.adversarial.gradient_penalty is not None:
+            logger.warning("training.compile: the discriminator stays eager, its gradient penalty differentiates twice")
+        else:
+            networks.append(objective.discriminator)
+    problem = _compilation_problem(device)
+    if problem is not None:
+        logger.warning("training.compile: off, torch.compile fails on this machine: %s", problem)
+        return
+    for network in networks:
+        network.compile()
+
+
+def _compilation_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work here, tried on a small network; None where it works."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.SiLU()).to(device)
+    network.compile()
+    try:
+        network(torch.zeros(1, 1, 8, 8, device=device)).sum().backward()
+    except Exception as error:  # noqa: BLE001 (the compiler, its C++ toolchain and Triton each raise their own)
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None

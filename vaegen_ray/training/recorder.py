@@ -1,0 +1,122 @@
+"""What is kept of a run while it trains: metrics, pictures, scores and checkpoints, each when it is due."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.data.batches import to_float
+from vaegen_ray.evaluation.evaluate import evaluate
+from vaegen_ray.evaluation.pictures import reconstruction_grid, sample_grid, save_picture
+from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.objectives.objective import Batch
+from vaegen_ray.tracking.tracker import Tracker
+from vaegen_ray.training.checkpoint import save_checkpoint
+from vaegen_ray.training.collectives import gather_rows, is_rank_0
+from vaegen_ray.training.guard import FiniteGuard
+from vaegen_ray.training.reporting import MetricMeans, Rate
+from vaegen_ray.training.session import Session
+from vaegen_ray.training.state import TrainState
+
+
+class Recorder:
+    """Writes on rank 0; on the other ranks it takes part in the collectives only."""
+
+    def __init__(
+        self, job: TrainJob, session: Session, run: RunDirectory, tracker: Tracker | None, held_out: NDArray[np.uint8]
+    ) -> None:
+        self.job, self.session, self.run = job, session, run
+        self.tracker, self.held_out = tracker, held_out
+        self.saved_at: int | None = None
+        """Position of the newest checkpoint that this process wrote or began from."""
+        self._means = MetricMeans()
+        self._rate: Rate | None = None
+
+    def after_step(self, state: TrainState, batch: Batch, guard: FiniteGuard) -> None:
+        """Do what has become due with this step."""
+        training = self.job.training
+        self._means.add(batch.metrics)
+        if self._rate is None:
+            self._rate = Rate(state.position)  # The first step warms up, and would spoil the rate.
+        is_last = state.position >= training.total_images
+        if is_last or self._is_due(training.report_every_images, state.position):
+            self.report(state, guard)
+        if not is_last and self._is_due(self.job.evaluation.every_images, state.position):
+            self.evaluate(state)
+        if is_last or self._is_due(training.checkpoint_every_images, state.position):
+            self.checkpoint(state, guard)
+
+    def report(self, state: TrainState, guard: FiniteGuard) -> None:
+        """Write a line of metrics: means since the last line."""
+        guard.check()
+        metrics = self._means.take()
+        if self._rate is not None and state.position > self._rate.position:
+            metrics["images_per_s"] = self._rate.take(state.position)
+        metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
+        if self.tracker is not None:
+            self.tracker.scalars(metrics, state.position)
+        if is_rank_0():
+            self.session.report(state.position, metrics)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Scores of the moving average against held-out images, and its pictures."""
+        with self._clock_stopped():
+            generator = state.ema.generator
+            scores = evaluate(
+                generator,
+                self.held_out,
+                self.job,
+                device=self.session.device,
+                rank=self.session.rank,
+                num_ranks=self.session.num_ranks,
+                gather=gather_rows,
+            )
+            if self.tracker is not None:
+                self.tracker.scalars(scores, state.position)
+                self._draw(generator, state.position, self.tracker)
+        if is_rank_0():
+            self.session.report_scores(state.position, scores)
+        return scores
+
+    def checkpoint(self, state: TrainState, guard: FiniteGuard) -> None:
+        """Save the state, once it is known to be finite and the same on all ranks."""
+        guard.check()
+        state.check_replicas()
+        if state.position == self.saved_at:
+            return  # Written in place again, a kill could take the run's only checkpoint.
+        self.saved_at = state.position
+        with self._clock_stopped():
+            if self.tracker is not None:
+                self.tracker.flush()
+            if is_rank_0():
+                save_checkpoint(state, self.run, keep=self.job.training.keep_checkpoints)
+
+    def _draw(self, generator: Generator, position: int, tracker: Tracker) -> None:
+        """Save the grids of this position; the same latents and the same held-out images every time."""
+        count, device = self.job.evaluation.grid_images, self.session.device
+        grids = {"samples": sample_grid(generator, count, self.job.seed, device)}
+        if generator.encoder is not None:
+            originals = torch.from_numpy(self.held_out[:count].copy()).permute(0, 3, 1, 2)
+            grids["reconstructions"] = reconstruction_grid(generator, to_float(originals).to(device))
+        for name, grid in grids.items():
+            save_picture(grid, self.run.picture(name, position))
+            tracker.image(name, grid, position)
+
+    def _is_due(self, every_images: int | None, position: int) -> bool:
+        """Whether the step that ended at ``position`` has crossed a multiple of ``every_images``."""
+        if every_images is None:
+            return False
+        return position // every_images > (position - self.job.training.images_per_step) // every_images
+
+    @contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        """Time that is not training's stays out of the images a second."""
+        if self._rate is not None:
+            self._rate.stop()
+        yield
+        if self._rate is not None:
+            self._rate.go_on()

@@ -1,0 +1,57 @@
+"""From scalars on the device to lines of metrics: averaged over steps and ranks, finite, with rates."""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from vaegen_ray.training.collectives import mean_over_ranks
+
+
+class MetricMeans:
+    """Means of scalars since the last report. Adding waits for nothing; reading waits for the device once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Count in one step's scalars; a scalar may be missing in some steps, on all ranks alike."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means over steps and ranks, as Python floats; starts anew."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        means = torch.stack([self._sums[name].float() / self._counts[name] for name in names])
+        values = mean_over_ranks(means).tolist()
+        self._sums, self._counts = {}, {}
+        return {name: float(value) for name, value in zip(names, values, strict=True) if math.isfinite(value)}
+
+
+class Rate:
+    """Images a second since the last question, on a clock that can be stopped."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self._since = time.perf_counter()
+        self._stopped_at = 0.0
+
+    def take(self, position: int) -> float:
+        """Images a second, all ranks together."""
+        now = time.perf_counter()
+        rate = (position - self.position) / max(now - self._since, 1e-9)
+        self.position, self._since = position, now
+        return rate
+
+    def stop(self) -> None:
+        """The time from now on is not training's."""
+        self._stopped_at = time.perf_counter()
+
+    def go_on(self) -> None:
+        """The time from now on is training's again."""
+        self._since += time.perf_counter() - self._stopped_at

@@ -1,0 +1,173 @@
+"""A run from its job to its results: claim the directory, resume, train, evaluate, keep the model."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from filelock import FileLock, Timeout
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.data.batches import ImageBatches
+from vaegen_ray.data.cache import NodeCache
+from vaegen_ray.data.dataset import Dataset
+from vaegen_ray.data.pixels import Pixels
+from vaegen_ray.data.placement import Images, training_images
+from vaegen_ray.data.plain_parquet import check_dataset, open_dataset
+from vaegen_ray.errors import JobError
+from vaegen_ray.evaluation.features import check_features
+from vaegen_ray.evaluation.scores import load_scores, save_scores
+from vaegen_ray.evaluation.trained_model import save_trained_model
+from vaegen_ray.tracking.open import check_tracking, open_trackers
+from vaegen_ray.tracking.tracker import Trackers
+from vaegen_ray.training.checkpoint import restore_newest
+from vaegen_ray.training.collectives import gather_objects, is_rank_0, together
+from vaegen_ray.training.loop import Ending, train
+from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
+from vaegen_ray.training.provenance import record_start
+from vaegen_ray.training.recorder import Recorder
+from vaegen_ray.training.session import Session
+from vaegen_ray.training.state import TrainState
+
+LOCK_TIMEOUT_S = 30.0
+"""Long enough for a killed worker's successor, which may start before the system has let go of the lock."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended; crosses processes."""
+
+    ending: Ending
+    position: int
+    scores: dict[str, float]
+    stop_signal: int | None = None
+    """The signal that stopped the run, where one did."""
+    was_complete_before: bool = False
+
+
+def check_train_job(job: TrainJob) -> None:
+    """Refuse, before anything is launched, what a look at dataset, weights, packages and storage can refuse."""
+    check_inputs(job)
+    run = RunDirectory.of(job)
+    if not run.is_complete():
+        run.root.check_writable()
+
+
+def check_inputs(job: TrainJob) -> None:
+    """Refuse what a look at dataset, weights and packages can refuse."""
+    check_dataset(job.data, job.model)
+    if job.evaluation.features is not None:
+        check_features(job.evaluation.features)
+    check_tracking(job.tracking)
+
+
+def finished_result(job: TrainJob) -> RunResult | None:
+    """The result of ``job``'s run if it is already complete; JobError if the name holds another job's."""
+    run = RunDirectory.of(job)
+    if not run.is_complete():
+        return None
+    run.check_is_of(job)
+    return RunResult(Ending.COMPLETE, job.training.final_position, load_scores(run), was_complete_before=True)
+
+
+def run_training(
+    job: TrainJob, session: Session, command: Sequence[str] = (), *, until: int | None = None
+) -> RunResult:
+    """Run or resume ``job`` to its end, or only ``until`` so many images were used, with a checkpoint there.
+
+    Every rank calls it; ``command`` is what the user typed.
+    """
+    use_exact_arithmetic()
+    _check_ranks(job, session)
+    run = RunDirectory.of(job)
+    with ExitStack() as stack:
+        together(lambda: stack.enter_context(_sole_writer(run)) if is_rank_0() else None)
+        together(lambda: run.claim(job) if is_rank_0() else None)
+        dataset, images, held_out = together(lambda: _open_dataset(job, session.device))
+        stack.callback(images.close)
+        state = TrainState(job, session.device)
+        restore_newest(state, run)
+        state.check_replicas()
+        tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
+        if tracker is not None:
+            stack.callback(tracker.close)
+        recorder = Recorder(job, session, run, tracker, held_out)
+        recorder.saved_at = state.position or None
+        return _train_and_evaluate(job, session, state, recorder, images, until or job.training.total_images)
+
+
+def _train_and_evaluate(
+    job: TrainJob, session: Session, state: TrainState, recorder: Recorder, images: Images, until: int
+) -> RunResult:
+    if state.position == 0 and job.evaluation.every_images is not None:
+        recorder.evaluate(state)
+    ending = Ending.COMPLETE
+    while ending is Ending.COMPLETE and state.position < min(until, job.training.total_images):
+        leg, end = job.leg(state.position)
+        if job.changes:
+            state = state.under(leg, session.device)
+        compile_networks(state.objective, leg, session.device)
+        with ImageBatches(
+            images,
+            seed=job.seed,
+            images_per_step=job.training.images_per_step,
+            rank=session.rank,
+            num_ranks=session.num_ranks,
+            position=state.position,
+        ) as batches:
+            ending = train(leg, session, state, batches, recorder, min(end, until))
+    if ending is Ending.STOPPED or state.position < job.training.total_images:
+        signals = gather_objects(session.stop_signal or 0)
+        return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
+    scores = recorder.evaluate(state)
+    if is_rank_0():
+        save_trained_model(state.ema.generator, job, recorder.run.final)
+        if recorder.tracker is not None:
+            recorder.tracker.flush()
+        # Last of all: where the scores are, the run is complete.
+        save_scores(scores, job, len(recorder.held_out), recorder.run)
+    return RunResult(ending, state.position, scores)
+
+
+def _start(
+    job: TrainJob, run: RunDirectory, position: int, session: Session, dataset: Dataset, command: Sequence[str]
+) -> Trackers | None:
+    """Record this start and open the trackers, on rank 0."""
+    if not is_rank_0():
+        return None
+    record_start(job, run, position, session, dataset.metadata.fingerprint, command)
+    return open_trackers(job, run, position)
+
+
+@contextmanager
+def _sole_writer(run: RunDirectory) -> Iterator[None]:
+    """Keep a second process from training the same run on this disk; the lock goes with its holder, however it dies."""
+    if not run.root.is_local:
+        yield
+        return
+    run.root.local_path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run.lock.local_path, timeout=LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise JobError(
+            f"name: {run.root} is being trained by another process; wait for it, stop it, or give this job another name"
+        ) from error
+
+
+def _check_ranks(job: TrainJob, session: Session) -> None:
+    portions = session.num_ranks * job.training.accumulation_steps
+    if job.training.images_per_step % portions:
+        raise JobError(
+            f"training.images_per_step: must be a multiple of the processes x training.accumulation_steps "
+            f"({session.num_ranks} x {job.training.accumulation_steps}), got {job.training.images_per_step}"
+        )
+
+
+def _open_dataset(job: TrainJob, device: torch.device) -> tuple[Dataset, Images, Pixels]:
+    if job.evaluation.features is not None:
+        check_features(job.evaluation.features)
+    dataset = open_dataset(job.data, job.model)
+    held_out = dataset.decoded("held_out", NodeCache.of(job.data), job.evaluation.images)
+    return dataset, training_images(dataset, job.data, device), held_out

@@ -1,0 +1,45 @@
+"""Where a run runs: the seam between the training core and one process, torchrun, Ray Train or Ray Tune."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+
+class Session(Protocol):
+    """One rank of a run. Checkpoints and metrics go to the run directory, the same for every session."""
+
+    @property
+    def rank(self) -> int:
+        """This process among all; rank 0 writes files."""
+        ...
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share each step. With more than one, torch's process group is ready."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        ...
+
+    def report(self, position: int, metrics: Mapping[str, float]) -> None:
+        """Rank 0 hands over the newest metrics, finite numbers only: a progress bar, a scheduler."""
+        ...
+
+    def report_scores(self, position: int, scores: Mapping[str, float]) -> None:
+        """Rank 0 hands over an evaluation, which is recorded already: a scheduler may end the run here."""
+        ...
+
+    def should_stop(self) -> bool:
+        """Whether somebody asked this rank to save a checkpoint and leave: a signal, a preemption, a scheduler.
+
+        May differ between ranks; the loop stops where any rank says so.
+        """
+        ...
+
+    @property
+    def stop_signal(self) -> int | None:
+        """The signal that asked to stop, where it was a signal."""
+        ...
