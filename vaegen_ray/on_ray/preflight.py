@@ -1,0 +1,101 @@
+"""What can be refused before workers are asked for: a group that can never be placed waits for ever."""
+
+import math
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.errors import ClusterError
+from vaegen_ray.storage import Location
+
+
+@dataclass(frozen=True)
+class WorkerNeeds:
+    """What one worker takes of a node."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+    def as_ray(self) -> dict[str, float]:
+        """Ray's names."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    def fit_into(self, node: dict[str, float]) -> int:
+        """How many such workers a node of these resources holds."""
+        counts = [math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in self.as_ray().items()]
+        return min(counts)
+
+
+def worker_needs(job: TrainJob) -> WorkerNeeds:
+    """The job's wishes; where it leaves GPUs open, one each if the cluster has any."""
+    gpus = job.resources.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) for node in node_resources()) else 0.0
+    return WorkerNeeds(job.resources.cpus_per_worker, gpus)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Total resources of each living node."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def check_placement(job: TrainJob, needs: WorkerNeeds) -> None:
+    """Raise ClusterError when the cluster can never hold the workers, its autoscaler included."""
+    nodes = node_resources()
+    placeable = sum(needs.fit_into(node) for node in nodes)
+    workers = job.resources.worker_counts[0]
+    if placeable >= workers or autoscaler_can_hold(needs, workers):
+        return
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
+    raise ClusterError(
+        f"resources.workers: the cluster can never place {workers} workers of {needs} each, only {placeable}: "
+        f"it has {len(nodes)} node(s) with {cpus:g} CPU and {gpus:g} GPU in all; "
+        f"use --workers {max(placeable, 1)}, lower resources.cpus_per_worker or gpus_per_worker, or add nodes"
+    )
+
+
+def autoscaler_can_hold(needs: WorkerNeeds, workers: int) -> bool:
+    """Whether the cluster may grow until it holds so many workers."""
+    from ray._private.state import state
+
+    most: dict[str, Any] | None = state.get_max_resources_from_cluster_config()
+    return bool(most) and needs.fit_into(dict(most or {})) >= workers
+
+
+def nodes_without(path: str) -> list[str]:
+    """The addresses of the other nodes with processors that see nothing at ``path``."""
+    here = ray.get_runtime_context().get_node_id()
+    sees = ray.remote(num_cpus=0)(os.path.exists)
+    answers = {
+        node["NodeManagerAddress"]: sees.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(path)
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0) > 0
+    }
+    return [address for address, answer in answers.items() if not ray.get(answer)]
+
+
+def check_storage_is_shared(root: Location, key: str = "storage") -> None:
+    """Raise ClusterError when a node does not see the files that this process writes to ``root``, the job's ``key``."""
+    if not root.is_local:
+        return
+    probe = root / f".vaegen-probe-{uuid.uuid4().hex}"
+    probe.write_bytes(b"")
+    try:
+        blind = nodes_without(probe.url)
+    finally:
+        probe.remove()
+    if blind:
+        raise ClusterError(
+            f"{key}: must be a place that all nodes share, got {root}, which {', '.join(blind)} cannot see; "
+            "use s3://bucket/prefix or a network folder"
+        )

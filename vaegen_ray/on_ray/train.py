@@ -1,0 +1,218 @@
+"""A train job on Ray Train: the same loop in every worker, supervised and restarted by Ray."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
+from vaegen_ray.on_ray.cluster import cluster
+from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
+from vaegen_ray.on_ray.session import RaySession
+from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.local_session import PROCESS_GROUP_TIMEOUT, OnReport
+from vaegen_ray.training.run import RunResult, run_training
+
+PROGRESS_POLL_S = 1.0
+
+
+def train_on_ray(
+    job: TrainJob,
+    on_report: OnReport | None = None,
+    command: Sequence[str] = (),
+    meanwhile: Callable[[], None] = lambda: None,
+) -> RunResult:
+    """Run or resume ``job`` on the cluster of ``$RAY_ADDRESS``, or on a new local one; blocks until it ends.
+
+    SIGTERM or Ctrl-C make the workers save a checkpoint and stop. Lost workers are replaced up to
+    ``resources.max_failures`` times, and go on from the newest checkpoint. ``meanwhile`` is called about every
+    second; what it raises ends the run.
+    """
+    run = RunDirectory.of(job)
+    with cluster():
+        needs = worker_needs(job)
+        check_placement(job, needs)
+        run.claim(job)
+        check_storage_is_shared(run.root)
+        run.stop_request.remove()
+        with _stop_on_signal(run), _progress(run, on_report):
+            return _outcome(in_thread(lambda: _trainer(job, needs, command).fit(), meanwhile))
+
+
+def _trainer(job: TrainJob, needs: WorkerNeeds, command: Sequence[str]) -> TorchTrainer:
+    workers = job.resources.workers
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": dump_job(job), "directory": os.getcwd(), "command": list(command)},
+        scaling_config=ray.train.ScalingConfig(
+            # A pair is elastic; the annotation of the field has not followed.
+            num_workers=workers if isinstance(workers, int) else (workers.min, workers.max),  # type: ignore[arg-type]
+            use_gpu=needs.gpus > 0,
+            resources_per_worker=needs.as_ray(),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=RunDirectory.of(job).root.url,
+            failure_config=ray.train.FailureConfig(max_failures=job.resources.max_failures),
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if needs.gpus >= 1 else "gloo", timeout_s=int(PROCESS_GROUP_TIMEOUT.total_seconds())
+        ),
+    )
+
+
+def _train_worker(config: dict[str, Any]) -> Any:
+    """What each worker runs. A failure that another attempt would meet again is returned, not raised."""
+    job = job_of(json.loads(config["job"]), "job")
+    assert isinstance(job, TrainJob)
+    if os.path.isdir(config["directory"]):
+        os.chdir(config["directory"])  # Ray has moved the worker elsewhere; the job's paths begin at the driver.
+    elif relative := relative_paths(job):
+        return ClusterError(
+            f"{' and '.join(relative)}: must be absolute or s3:// here, because a node has no {config['directory']}, "
+            "the directory in which the command was given"
+        )
+    session = RaySession(RunDirectory.of(job))
+    try:
+        return run_training(job, session, config["command"])
+    except StorageError:
+        raise  # Object stores recover; Ray starts the workers again.
+    except VaegenError as error:
+        return error
+    except Exception as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        return TrainingError(reason)
+    finally:
+        session.close()
+
+
+class WorkersLostError(TrainingError):
+    """Workers were lost more often than the job allows; the job is not to blame."""
+
+
+MEMORY_SENTENCES = ("out of memory", "can't allocate memory", "cannot allocate memory")
+"""What torch says on a GPU, on a CPU, and what the system says: RuntimeErrors all."""
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """A sentence where ``error`` is for want of memory, which another attempt would want as well; else None."""
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and not any(sentence in text for sentence in MEMORY_SENTENCES):
+        return None
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"out of memory: {first}; lower training.images_per_step, or raise training.accumulation_steps"
+
+
+def relative_paths(job: TrainJob) -> list[str]:
+    """The keys of the job whose paths depend on the working directory."""
+    features = job.evaluation.features
+    paths = {
+        "storage": job.storage,
+        "data.source": job.data.source,
+        "data.cache": job.data.cache,
+        "evaluation.features.weights": features.weights if features is not None else None,
+    }
+    rooted = ("/", "~", "shipped:")
+    return [key for key, path in paths.items() if path and not path.startswith(rooted) and "://" not in path]
+
+
+def _outcome(result: Any) -> RunResult:
+    value = result.return_value
+    if isinstance(value, VaegenError):
+        raise value
+    if value is None:
+        raise TrainingError("Ray Train ended without a result; see its logs under the run's directory `ray`")
+    assert isinstance(value, RunResult)
+    return value
+
+
+def in_thread(action: Callable[[], Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
+    """Run ``action`` in a thread, because the main thread has signals to handle; re-raise what it raises."""
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(action())
+        except BaseException as error:  # noqa: BLE001 (handed to the main thread as it is)
+            failure.append(error)
+
+    thread = threading.Thread(target=body, name="ray-train", daemon=True)
+    thread.start()
+    next_look_s = 0.0
+    while thread.is_alive():
+        thread.join(0.2)
+        if time.monotonic() >= next_look_s:
+            meanwhile()
+            next_look_s = time.monotonic() + PROGRESS_POLL_S
+    if failure:
+        raise _explained(failure[0])
+    return outcome[0]
+
+
+def _explained(error: BaseException) -> BaseException:
+    if isinstance(error, ray.train.TrainingFailedError):
+        return WorkersLostError(f"the workers failed more often than resources.max_failures allows: {error}")
+    return error
+
+
+@contextmanager
+def _stop_on_signal(run: RunDirectory) -> Iterator[None]:
+    """Hand SIGTERM and Ctrl-C on to the workers, by a file that rank 0 watches."""
+
+    def request(number: int, _frame: object) -> None:
+        run.stop_request.write_text(str(number))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(run: RunDirectory, on_report: OnReport | None) -> Iterator[None]:
+    """Show the metrics that rank 0 writes, from storage, as they come."""
+    if on_report is None:
+        yield
+        return
+    finished = threading.Event()
+
+    def follow() -> None:
+        shown: dict[str, Any] = {}
+        over = False
+        while not over:
+            over = finished.wait(PROGRESS_POLL_S)  # Looks once more after the end.
+            try:
+                line = read_metrics(run)[-1] if run.metrics.exists() else {}
+            except (VaegenError, IndexError):
+                continue  # Read between two writes; the next look sees it whole.
+            if line and line != shown:
+                shown = line
+                values = {name: value for name, value in line.items() if isinstance(value, float)}
+                on_report(int(line["position"]), {name: v for name, v in values.items() if name != "time_s"})
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
