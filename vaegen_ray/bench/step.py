@@ -1,0 +1,215 @@
+"""The training step against the same step as latent diffusion's code formulates it, interleaved in one process.
+
+The reference runs the autoencoder again for the discriminator's phase, and takes the adaptive weight from two
+extra backward passes through discriminator and loss down to the decoder's last layer. Both use the adaptive
+balance, the same networks, images and optimizers.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.loading import job_of
+from vaegen_ray.config.objective import AdaptiveBalance, VaeGanObjective
+from vaegen_ray.errors import JobError
+from vaegen_ray.objectives.adversarial import discriminator_loss, generator_loss
+from vaegen_ray.objectives.balance import adaptive_weight
+from vaegen_ray.objectives.kl import kl_to_standard_normal, sample_posterior
+from vaegen_ray.objectives.objective import Batch
+from vaegen_ray.objectives.vae_gan import VaeGan
+from vaegen_ray.training.guard import FiniteGuard
+from vaegen_ray.training.local_session import LocalSession
+from vaegen_ray.training.loop import make_batch
+from vaegen_ray.training.precision import compile_networks
+from vaegen_ray.training.state import TrainState
+
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Medians over the measured steps, in seconds."""
+
+    ours_s: float
+    reference_s: float
+    parts_s: dict[str, float]
+    """Of our step."""
+
+    @property
+    def ratio(self) -> float:
+        """How many steps of ours fit into one of the reference."""
+        return self.reference_s / self.ours_s
+
+
+def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTimes:
+    """Time ``steps`` steps of each formulation in turn, after a few to warm up."""
+    job = _with_adaptive_balance(job)
+    ours, reference = _Ours(job, device), _Reference(job, device)
+    times: dict[str, list[float]] = {"ours": [], "reference": []}
+    for step in range(WARM_UP_STEPS + steps):
+        for name, formulation in (("ours", ours), ("reference", reference)):
+            start = _now(device)
+            formulation.step()
+            if step >= WARM_UP_STEPS:
+                times[name].append(_now(device) - start)
+        if step == WARM_UP_STEPS - 1:
+            ours.parts.clear()
+    return StepTimes(
+        statistics.median(times["ours"]),
+        statistics.median(times["reference"]),
+        {name: statistics.median(parts) for name, parts in ours.parts.items()},
+    )
+
+
+def _with_adaptive_balance(job: TrainJob) -> TrainJob:
+    """The job with what the reference can do: adaptive balance, no extras, the adversary from the start."""
+    if not isinstance(job.objective, VaeGanObjective) or job.objective.reconstruction.kind == "discriminator_features":
+        raise JobError(
+            f"objective.kind: `bench step` needs a vae_gan with a likelihood of images, got {job.objective.kind!r}"
+        )
+    tree = job.model_dump()
+    tree["objective"]["reconstruction"]["scale"] = {"kind": "fixed", "value": 1.0}
+    tree["objective"]["kl"] = {"weight": job.objective.kl.weight}
+    tree["objective"]["adversarial"] = {
+        "loss": job.objective.adversarial.loss,
+        "balance": {"kind": "adaptive", "weight": 0.5},
+        "shows": "reconstructions",
+    }
+    tree["objective"]["preset"] = None
+    tree["training"]["accumulation_steps"] = 1
+    result = job_of(tree, "bench step")
+    assert isinstance(result, TrainJob)
+    return result
+
+
+class _Ours:
+    """The loop's step, with a clock between its parts."""
+
+    def __init__(self, job: TrainJob, device: torch.device) -> None:
+        self.job, self.device = job, device
+        self.session = LocalSession(0, 1, device)
+        self.state = TrainState(job, device)
+        compile_networks(self.state.objective, job, device)
+        self.guard = FiniteGuard(device)
+        self.images = _images(job, device)
+        self.parts: dict[str, list[float]] = {}
+        for phase in self.state.phases:
+            phase.backward = self._within(f"{phase.name}: forward and backward", phase.backward)
+
+    def step(self) -> None:
+        state = self.state
+        with self._timed("input and random numbers"):
+            batch = make_batch(self.job, self.session, state.position, self.images)
+        for phase in state.phases:
+            inside = f"{phase.name}: forward and backward"
+            start = _now(self.device)
+            phase.update(batch, learning_rate_factor=1.0, guard=self.guard)
+            self._add(f"{phase.name}: guard and optimizer", _now(self.device) - start - self.parts[inside][-1])
+        state.position += self.job.training.images_per_step
+        with self._timed("moving average"):
+            state.ema.follow(state.objective.generator, 0.999)
+
+    def _within(self, name: str, backward: Callable[[Batch], None]) -> Callable[[Batch], None]:
+        def timed(batch: Batch) -> None:
+            with self._timed(name):
+                backward(batch)
+
+        return timed
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = _now(self.device)
+        yield
+        self._add(name, _now(self.device) - start)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.parts.setdefault(name, []).append(seconds)
+
+
+class _Reference:
+    """LDM's formulation of the same step."""
+
+    def __init__(self, job: TrainJob, device: torch.device) -> None:
+        self.job, self.session = job, LocalSession(0, 1, device)
+        self.state = TrainState(job, device)
+        compile_networks(self.state.objective, job, device)
+        self.images = _images(job, device)
+        assert isinstance(self.state.objective, VaeGan)
+        self.objective = self.state.objective
+
+    def step(self) -> None:
+        batch = make_batch(self.job, self.session, self.state.position, self.images)
+        generator, discriminator = self.state.phases
+        self._backward_generator(batch)
+        generator.optimizer.step()
+        generator.optimizer.zero_grad()
+        self._backward_discriminator(batch)
+        discriminator.optimizer.step()
+        discriminator.optimizer.zero_grad()
+        self.state.ema.follow(self.objective.generator, 0.999)
+        self.state.position += self.job.training.images_per_step
+
+    def _autoencode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        network = self.objective.generator
+        assert network.encoder is not None
+        with batch.networks():
+            mean_BZ, log_variance_BZ = network.encoder(batch.images_BCHW)
+            latents_BZ = sample_posterior(mean_BZ, log_variance_BZ, batch.draws.normal("posterior", network.latent_dim))
+            reconstructions = network.decoder(latents_BZ)
+        return reconstructions.float(), kl_to_standard_normal(mean_BZ.float(), log_variance_BZ.float()).sum(1).mean()
+
+    def _backward_generator(self, batch: Batch) -> None:
+        self._train_only("generator")
+        settings, balance = self.objective.settings, self.objective.settings.adversarial.balance
+        assert isinstance(balance, AdaptiveBalance)
+        assert self.objective.likelihood is not None
+        reconstructions, kl = self._autoencode(batch)
+        nll = (
+            self.objective.likelihood.error_B(reconstructions, batch.images_BCHW).mean()
+            / self.objective.values_per_image
+        )
+        with batch.networks():
+            logits, _ = self.objective.discriminator(reconstructions)
+            real_logits = None
+            if settings.adversarial.loss == "relativistic":
+                real_logits = self.objective.discriminator(batch.images_BCHW)[0].float()
+        adversarial = generator_loss(settings.adversarial.loss, real_logits, logits.float())
+        last_layer = self.objective.generator.decoder.to_images.weight
+        (nll_gradient,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
+        (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+        weight = adaptive_weight(balance, nll_gradient, adversarial_gradient).detach()
+        loss = nll + settings.kl.weight / self.objective.values_per_image * kl + weight * adversarial
+        loss.backward()
+
+    def _backward_discriminator(self, batch: Batch) -> None:
+        self._train_only("discriminator")
+        reconstructions, _ = self._autoencode(batch)
+        with batch.networks():
+            real_logits, _ = self.objective.discriminator(batch.images_BCHW)
+            fake_logits, _ = self.objective.discriminator(reconstructions.detach())
+        discriminator_loss(
+            self.objective.settings.adversarial.loss, real_logits.float(), fake_logits.float()
+        ).backward()
+
+    def _train_only(self, name: str) -> None:
+        for phase in self.state.phases:
+            for parameter in phase.parameters:
+                parameter.requires_grad = phase.name == name
+
+
+def _images(job: TrainJob, device: torch.device) -> Tensor:
+    shape = (job.training.images_per_step, job.model.image_size, job.model.image_size, job.model.channels)
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=random).permute(0, 3, 1, 2).to(device)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

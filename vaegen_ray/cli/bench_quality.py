@@ -1,0 +1,129 @@
+"""`vaegen bench search --quality`: what searches find at an equal budget, ours and others'."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from vaegen_ray.search.quality import CHECKPOINTS, Estimate, History, regrets, volumes
+
+if TYPE_CHECKING:
+    from vaegen_ray.on_ray.rivals import Rival
+
+AT_ONCE = 8
+FULL_TRAININGS = 48
+"""The budget of a search for a front."""
+FULL_TIMES = 4
+"""The budget of a search on LCBench, in the time of the median full training, on each of the workers."""
+
+REFERENCE = "TPE, nothing stopped"
+BOHB = "Syne Tune: BOHB"
+
+
+def show_quality(console: Console, seeds: int, lcbench: Path | None) -> None:
+    """Print the table of fronts, and that of LCBench where its files are."""
+    from vaegen_ray.bench.lcbench import SOURCE, check_folder
+
+    if lcbench is not None:
+        check_folder(lcbench)
+    console.print(_fronts(console, seeds))
+    if lcbench is None:
+        console.print(f"LCBench is left out: give the folder of its surrogate with --lcbench ({SOURCE})")
+    else:
+        console.print(_lcbench(console, seeds, lcbench))
+
+
+def _fronts(console: Console, seeds: int) -> Table:
+    from vaegen_ray.bench.tradeoff import TradeOff
+    from vaegen_ray.config.search import NoStopping, Sampler
+    from vaegen_ray.on_ray.rivals import ours, rays, run
+    from vaegen_ray.on_ray.simulation import World
+
+    none, tradeoff = NoStopping(kind="none"), TradeOff.shipped()
+    rivals = {
+        REFERENCE: ours(none, Sampler()),
+        "vaegen_ray's default: TPE, Pareto stopping": ours(),
+        "Ray: OptunaSearch, ASHAScheduler on sample_fid": rays("sample_fid"),
+        "Ray: OptunaSearch, ASHAScheduler on reconstruction_psnr": rays("reconstruction_psnr"),
+        "random, nothing stopped": ours(none, Sampler(kind="random")),
+    }
+    box, budget = tradeoff.box(), float(FULL_TRAININGS * tradeoff.job.base.training.total_images)
+
+    def search(rival: "Rival", seed: int) -> History:
+        world = World(partial(tradeoff.observed, seed=seed))
+        return run(rival, tradeoff.search(seed), world, max_concurrent=AT_ONCE, budget=budget, in_images=True)
+
+    table = Table(
+        "search", *_headings("volume"), f"to '{REFERENCE}'", "trials, fully trained", "untrained on the front",
+        title=f"true front: part of the volume, {seeds} seeds, {FULL_TRAININGS} full trainings, {AT_ONCE} at once",
+    )  # fmt: skip
+    against: list[float] = []
+    for name, rival in rivals.items():
+        console.print(f"{name} ...")
+        histories = [search(rival, seed) for seed in range(seeds)]
+        found = [volumes(history, box, tradeoff.final) for history in histories]
+        against = against or [row[-1] for row in found]
+        gains = Estimate.of([row[-1] / other - 1 for row, other in zip(found, against, strict=True)])
+        untrained = sum(history.num_untrained_in_answer for history in histories) / seeds
+        answers = sum(len(history.answer) for history in histories) / seeds
+        table.add_row(
+            name, *_cells(found), f"{gains.mean:+.1%} ± {gains.half_width:.1%}", _counts(histories),
+            f"{untrained:.1f} of {answers:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def _lcbench(console: Console, seeds: int, folder: Path) -> Table:
+    from vaegen_ray.bench.lcbench import TASKS, LcBench, lcbench_job
+    from vaegen_ray.config.search import NoStopping, Sampler
+    from vaegen_ray.on_ray.rivals import ours, rays, run, syne_tunes
+    from vaegen_ray.on_ray.simulation import World
+
+    tasks, seeds = [LcBench(folder, task) for task in TASKS], max(1, seeds // len(TASKS))
+    rivals: Mapping[str, Rival] = {
+        BOHB: syne_tunes("BOHB"),
+        "Syne Tune: ASHA": syne_tunes("ASHA"),
+        "vaegen_ray's default for one objective": ours(),
+        "TPE, nothing stopped": ours(NoStopping(kind="none"), Sampler()),
+        "Ray: OptunaSearch, ASHAScheduler": rays(),
+        "random, nothing stopped": ours(NoStopping(kind="none"), Sampler(kind="random")),
+    }
+
+    def searches(rival: "Rival") -> Iterator[tuple[LcBench, History]]:
+        for task in tasks:
+            world = World(task.evaluate, rung_s=task.epoch_s)
+            for seed in range(seeds):
+                budget = FULL_TIMES * task.median_training_s
+                yield task, run(rival, lcbench_job(seed), world, max_concurrent=AT_ONCE, budget=budget, in_images=False)
+
+    table = Table(
+        "search", *_headings("regret"), f"to '{BOHB}'", "trials, fully trained",
+        title=f"LCBench: regret, {len(tasks)} tasks, {seeds} seeds each, {FULL_TIMES} full trainings on each of "
+        f"{AT_ONCE} workers",
+    )  # fmt: skip
+    against: list[float] = []
+    for name, rival in rivals.items():
+        console.print(f"{name} ...")
+        pairs = list(searches(rival))
+        found = [regrets(history, task.best_cost, task.median_cost) for task, history in pairs]
+        against = against or [row[-1] for row in found]
+        less = Estimate.of([row[-1] - other for row, other in zip(found, against, strict=True)])
+        table.add_row(name, *_cells(found), f"{less.mean:+.3f} ± {less.half_width:.3f}", _counts([h for _, h in pairs]))
+    return table
+
+
+def _headings(what: str) -> list[str]:
+    return [f"{what} at {part:.0%}" for part in CHECKPOINTS]
+
+
+def _cells(found: list[list[float]]) -> list[str]:
+    return [str(Estimate.of([row[index] for row in found])) for index in range(len(CHECKPOINTS))]
+
+
+def _counts(histories: list[History]) -> str:
+    trials = sum(history.num_trials for history in histories) / len(histories)
+    full = sum(len(history.fully_trained) for history in histories) / len(histories)
+    return f"{trials:.0f}, {full:.0f}"

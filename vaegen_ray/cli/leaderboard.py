@@ -1,0 +1,170 @@
+"""`vaegen leaderboard`: the answer of a search, finished or not, from storage alone."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vaegen_ray.config.search import SearchJob
+from vaegen_ray.errors import JobError
+from vaegen_ray.search.directory import SearchDirectory
+from vaegen_ray.search.log import read_trials
+from vaegen_ray.search.open import load_search
+from vaegen_ray.search.trials import Trials, TrialState
+from vaegen_ray.storage import Location
+
+if TYPE_CHECKING:
+    from vaegen_ray.search.leaderboard import Leaderboard
+
+WATCH_PERIOD_S = 2.0
+ROWS_WHILE_SEARCHING = 12
+WIDTH_OF_A_FILE = 200
+"""Characters of a line where the output is no terminal."""
+SHOWN_STATES = (
+    TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED, TrialState.FAILED,
+    TrialState.INVALID,
+)  # fmt: skip
+
+
+def leaderboard_command(
+    search: Annotated[str, typer.Argument(help="Directory of a search: a local path or s3://bucket/prefix/name.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until Ctrl-C.")] = False,  # noqa: FBT002
+    as_csv: Annotated[bool, typer.Option("--csv", help="All trials as CSV.")] = False,  # noqa: FBT002
+    as_json: Annotated[bool, typer.Option("--json", help="All trials, the front and its volume as JSON.")] = False,  # noqa: FBT002
+) -> None:
+    """Show the trials of a search in order of merit. Needs no cluster."""
+    if watch + as_csv + as_json > 1:
+        raise JobError("vaegen leaderboard: must be given at most one of --watch, --csv, --json")
+    directory = SearchDirectory(Location.of(search))
+    job, trials = load_search(directory), read_trials(directory)
+    from vaegen_ray.search.leaderboard import leaderboard
+
+    board = leaderboard(job, trials)
+    console = wide_console()
+    if as_csv:
+        print(board.to_csv(), end="")  # noqa: T201
+    elif as_json:
+        print(board.to_json(_importances(board, trials)), end="")  # noqa: T201
+    elif watch:
+        _watch(directory, job, console)
+    else:
+        console.print(_whole(board, trials))
+
+
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal, or as a line of a file may be."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
+
+
+def _watch(directory: SearchDirectory, job: SearchJob, console: Console) -> None:
+    from vaegen_ray.search.leaderboard import leaderboard
+
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            trials = read_trials(directory)
+            board = leaderboard(job, trials)
+            live.update(front_table(board, summary(board, trials)), refresh=True)
+            time.sleep(WATCH_PERIOD_S)
+
+
+def _whole(board: "Leaderboard", trials: Trials) -> RenderableType:
+    lines = [
+        Text(f"{metric} depends on " + ", ".join(f"{name} ({part:.0%})" for name, part in parts.items()))
+        for metric, parts in _importances(board, trials).items()
+    ]
+    return Group(*_tables(board, len(board.trials)), *lines, Text(summary(board, trials)))
+
+
+def _importances(board: "Leaderboard", trials: Trials) -> dict[str, dict[str, float]]:
+    from vaegen_ray.on_ray.importance import importances
+
+    return importances(board.job, trials)
+
+
+def front_table(board: "Leaderboard", line: str) -> RenderableType:
+    """The best trials above one line about the whole search."""
+    return Group(*_tables(board, ROWS_WHILE_SEARCHING), Text(line))
+
+
+def _tables(board: "Leaderboard", num_rows: int) -> list[Table | Text]:
+    job = board.job
+    if not board.trials:
+        return []
+    short = _short_names(list(job.space))
+    table = Table(title=f"{job.name}: * on the front, > the {'knee' if len(job.objectives) > 1 else 'best'}")
+    for heading in ("", "trial", "state", "images"):
+        table.add_column(heading, justify="left" if heading in ("", "state") else "right", no_wrap=True)
+    for metric in job.metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+    for name in job.space:
+        table.add_column(short[name], justify="right", style="dim", no_wrap=True)
+    table.add_column("why", style="dim", no_wrap=True)
+    for row, trial in zip(board.rows(num_rows), board.trials, strict=False):
+        mark = (">" if row["is_best"] else " ") + ("*" if row["on_front"] else " ")
+        state = f"{row['state']}, infeasible" if row["keeps_constraints"] is False else row["state"]
+        metrics = [_number(row[metric]) for metric in job.metrics]
+        settings = [_number(trial.settings.get(name)) for name in job.space]
+        table.add_row(mark, str(trial.number), state, f"{trial.position:,}", *metrics, *settings, trial.reason)
+    hidden = len(board.trials) - num_rows
+    return [table] + ([Text(f"... and {hidden} more")] if hidden > 0 else [])
+
+
+def summary(
+    board: "Leaderboard", trials: Trials, max_concurrent: int | None = None, elapsed_s: float | None = None
+) -> str:
+    """One line: how many trials are where, the best so far, the front, the time left."""
+    job = board.job
+    counts = [f"{len(trials.by_state[state])} {state.value}" for state in SHOWN_STATES if trials.by_state[state]]
+    parts = [f"{trials.num_over} of {job.trials} trials over: {', '.join(counts)}"]
+    if board.best is not None:
+        best = trials[board.best].scores
+        values = ", ".join(f"{goal.metric} {best[goal.metric]:.4g}" for goal in job.objectives)
+        parts.append(f"{'knee' if len(job.objectives) > 1 else 'best'} trial {board.best}: {values}")
+    if len(job.objectives) > 1 and board.front:
+        parts.append(f"front of {len(board.front)}, hypervolume {board.volume:.3f}")
+    if max_concurrent is not None:
+        parts.append(f"{max_concurrent} at once")
+    if elapsed_s is not None:
+        left_s = time_left_s(job, trials, max_concurrent or 1)
+        parts.append(f"time {_minutes(elapsed_s)}" + (f", about {_minutes(left_s)} left" if left_s is not None else ""))
+    return " | ".join(parts)
+
+
+def time_left_s(job: SearchJob, trials: Trials, max_concurrent: int) -> float | None:
+    """What the trials that are not over will take, if they take as long as the others did; None before the first."""
+    over = [trial for trial in trials if trial.ended_s is not None and trial.started_s is not None]
+    if not over:
+        return None
+    mean_s = sum((trial.ended_s or 0.0) - (trial.started_s or 0.0) for trial in over) / len(over)
+    return mean_s * max(job.trials - trials.num_over, 0) / max_concurrent
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """The end of each dotted path that tells it apart from the others."""
+    short: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            end = ".".join(parts[-length:])
+            if sum(other == end or other.endswith(f".{end}") for other in names) == 1 and end != "value":
+                short[name] = end
+                break
+        short.setdefault(name, name)
+    return short
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
