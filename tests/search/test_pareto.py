@@ -65,4 +65,4 @@ def test_ten_thousand_trials_are_ranked_and_measured_in_seconds(objectives: int)
     members = front(costs)
     assert 0 < hypervolume(costs, [1.0] * objectives) < 1
     assert members
-    assert time.process_time() - began < 8
+    assert time.process_time() - began < 20

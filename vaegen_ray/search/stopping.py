@@ -28,6 +28,9 @@ RATE = ("kl_nats", "active_units")
 COLLAPSED_NATS = 0.01
 """Of KL an image: the code carries nothing."""
 
+FEWEST_TO_JUDGE = 4
+"""Trials at a rung before one of them is stopped for its rank there: of two, one is always the worse half."""
+
 START_IMAGES = "objective.adversarial.start_images"
 
 
@@ -59,8 +62,8 @@ class ParetoRule:
     """Stop trials that many dominate in every objective at once (after Deb et al. 2002 and Li et al. 2020).
 
     Trials are ranked at a rung by how many others dominate them (Fonseca & Fleming 1993). One that is dominated and
-    not in the best ``1/reduction`` of those that reached the rung goes no further. A trial that breaks constraints
-    is dominated by all that break them less.
+    not in the best ``1/reduction`` of those that reached the rung, four at least, goes no further. A trial that breaks
+    constraints is dominated by all that break them less.
 
     What may be judged when: the rate from the first rung; everything else after the grace period; distortion only
     after the trial's adversarial start, among trials of the same age since theirs; sample quality late. While one
@@ -88,7 +91,9 @@ class ParetoRule:
             return None
         rung = self._rungs.setdefault((*self._clock(trial, position), bool(costs), len(excesses)), _Rung())
         place = rung.enter(trial.number, sum(excesses), costs)
-        if place is None or place.num_dominating == 0 or place.num_better < place.num_trials / self._settings.reduction:
+        if place is None or place.num_dominating == 0 or place.num_trials < FEWEST_TO_JUDGE:
+            return None
+        if place.num_better < place.num_trials / self._settings.reduction:
             return None
         what = "objectives" if costs else "constraints"
         return (
