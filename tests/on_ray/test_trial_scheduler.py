@@ -25,7 +25,7 @@ def test_stop_is_in_the_log_with_its_reason_before_tune_hears_of_it(tmp_path: Pa
     for number in range(4):
         driver.searcher.suggest(f"{number}")
     decisions = [decide(scheduler, number, 10.0 + number) for number in range(4)]
-    assert decisions == ["CONTINUE", "STOP", "STOP", "STOP"]
+    assert decisions == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
     trial = driver.log.trials[3]
     assert (trial.state, trial.rungs) == (TrialState.STOPPED, {LATE: {"sample_fid": 13.0}})
     assert trial.reason == "at 6000 images 3 of 4 trials dominate it in all objectives and 3 rank before it"
