@@ -17,12 +17,20 @@ class StorageError(VaegenError, OSError):
     """A location cannot be read or written."""
 
 
+class StoreUnavailableError(StorageError):
+    """An object store did not answer, or failed, for longer than our patience; later it may."""
+
+
 class CheckpointError(VaegenError, RuntimeError):
     """A checkpoint is missing, damaged, or of another job or schema."""
 
 
 class TrainingError(VaegenError, RuntimeError):
     """Training cannot go on: a number is not finite, replicas drifted, a process group broke."""
+
+
+class LeaseLostError(TrainingError):
+    """Another process has taken over the run that this one was writing."""
 
 
 class ClusterError(VaegenError, RuntimeError):

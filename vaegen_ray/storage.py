@@ -27,8 +27,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
-from vaegen_ray.errors import StorageError
-from vaegen_ray.store_failures import CutShortError, diagnosis
+from vaegen_ray.errors import StorageError, StoreUnavailableError
+from vaegen_ray.store_failures import CutShortError, diagnosis, is_refused_precondition
 
 T = TypeVar("T")
 
@@ -196,6 +196,16 @@ class Location:
         """Replace the file by ``content`` in UTF-8, in one step."""
         self.write_bytes(content.encode())
 
+    def create(self, content: bytes) -> bool:
+        """Write the file if there is none, in one step; whether this call wrote it. Of several callers one succeeds.
+
+        Where an answer was lost and the operation repeated, the file that is found is compared with ``content``, so
+        contents of different callers have to differ.
+        """
+        if self.is_local:
+            return self._create_locally(content)
+        return self._patiently("write", lambda: self._create_in_store(content))
+
     def upload(self, source: Path) -> None:
         """Copy the local file ``source`` here, in one step for readers."""
         if not self.is_local:
@@ -258,6 +268,30 @@ class Location:
         except FileNotFoundError:
             return []
 
+    def _create_in_store(self, content: bytes) -> bool:
+        try:
+            self.filesystem.pipe_file(self.key, content, mode="create")
+        except Exception as error:
+            # s3fs makes an OSError of any kind of the answer 412, gcsfs and adlfs a FileExistsError.
+            if not isinstance(error, FileExistsError) and not is_refused_precondition(error):
+                raise
+            return bool(self.filesystem.cat_file(self.key) == content)
+        return True
+
+    def _create_locally(self, content: bytes) -> bool:
+        with self._errors("write"):
+            path = self.local_path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            whole = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            whole.write_bytes(content)
+            try:
+                os.link(whole, path)  # Fails where the name is taken, on network disks too.
+            except FileExistsError:
+                return False
+            finally:
+                whole.unlink()
+            return True
+
     def _remove(self) -> None:
         if not self._is_there():
             return
@@ -318,7 +352,8 @@ class Location:
                     if patience_s:
                         _stores_given_up.add(store)
                     tried = f" (tried {attempt} times in {waited_s:.0f} s)" if attempt > 1 else ""
-                    raise StorageError(f"{self}: cannot {verb}: {reason}{tried}") from error
+                    failure = StoreUnavailableError if patience_s else StorageError
+                    raise failure(f"{self}: cannot {verb}: {reason}{tried}") from error
                 if attempt == 1:
                     problem = reason.split(";")[0]
                     logger.warning("%s: cannot %s yet: %s; trying for %.0f s", self, verb, problem, patience_s)

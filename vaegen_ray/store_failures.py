@@ -51,6 +51,12 @@ def diagnosis(error: Exception) -> tuple[float, str]:
     return 0, text
 
 
+def is_refused_precondition(error: Exception) -> bool:
+    """Whether a conditional write was refused, because somebody else has written or is just writing the object."""
+    status, code = _answer(error)
+    return status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict")
+
+
 def _answer(error: Exception) -> tuple[int | None, str]:
     """HTTP status and error code of the store's answer, where there was one."""
     for botocore_error in (error, error.__cause__):  # s3fs translates the one, which then is the cause.

@@ -12,6 +12,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
 from vaegen_ray.storage import Location
 from vaegen_ray.training.checkpoint import restore_newest, save_checkpoint
+from vaegen_ray.training.lineage import newest_checkpoint
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.state import TrainState
 
@@ -141,3 +142,18 @@ def test_optimizer_file_with_code_in_it_is_not_executed(run: RunDirectory) -> No
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
         restored(run)
+
+
+def test_checkpoint_of_a_driver_that_had_lost_the_run_does_not_count(run: RunDirectory) -> None:
+    save_checkpoint(state_at(8), run, keep=5, fence=2)
+    save_checkpoint(state_at(16), run, keep=5, fence=1)
+    assert restored(run).position == 8
+    assert newest_checkpoint(run) == 8
+
+
+def test_driver_that_had_lost_the_run_deletes_nothing_of_its_successor(run: RunDirectory) -> None:
+    save_checkpoint(state_at(8), run, keep=5, fence=2)
+    save_checkpoint(state_at(24), run, keep=5, fence=2)
+    save_checkpoint(state_at(16), run, keep=1, fence=1)
+    assert run.checkpoint_positions() == [8, 16, 24]
+    assert restored(run).position == 24

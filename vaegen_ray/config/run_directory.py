@@ -96,6 +96,16 @@ class RunDirectory:
         return self.root / ".lock"
 
     @property
+    def lease(self) -> Location:
+        """Who may write this run: one file for each driver that it had."""
+        return self.root / "lease"
+
+    @property
+    def logs(self) -> Location:
+        """One folder for each attempt of a submission, with what its processes printed."""
+        return self.root / "logs"
+
+    @property
     def ray(self) -> Location:
         """Ray Train's own records."""
         return self.root / "ray"

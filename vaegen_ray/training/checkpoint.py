@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 
 import safetensors.torch
 import torch
@@ -25,8 +26,11 @@ SCHEMA = 1
 NETWORKS, OPTIMIZERS, MANIFEST = "networks.safetensors", "optimizers.pt", "manifest.json"
 
 
-def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int) -> None:
+def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int, fence: int = 0) -> None:
     """Write ``state`` under its position, then delete all but the newest ``keep`` checkpoints. Rank 0 only.
+
+    ``fence`` is the number of the lease under which it is written: a checkpoint of a lower one than another's was
+    written by a driver that had lost the run, and does not count.
 
     What lies beyond the position is an unfinished or damaged future that the run did not take; it is deleted too,
     lest it count as the newest.
@@ -40,6 +44,7 @@ def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int) -> None:
         "schema": SCHEMA,
         "position": state.position,
         "num_ranks": num_ranks(),
+        "fence": fence,
         "version": __version__,
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -54,7 +59,9 @@ def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int) -> None:
     positions = run.checkpoint_positions()
     past = [position for position in positions if position <= state.position]
     for position in [*past[:-keep], *positions[len(past) :]]:
-        run.checkpoint(position).remove()
+        written_under = _fence(run.checkpoint(position) / MANIFEST) or 0
+        if written_under <= fence or written_under == math.inf:  # Not what a driver wrote that has taken over.
+            run.checkpoint(position).remove()
 
 
 def restore_newest(state: TrainState, run: RunDirectory) -> None:
@@ -78,6 +85,35 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
     # On the CPU first: load_state_dict then moves each moment beside its parameter.
     state.load_optimizers(torch.load(io.BytesIO(contents[OPTIMIZERS]), map_location="cpu", weights_only=True))
     state.position = chosen
+
+
+def finished_positions(run: RunDirectory) -> list[int]:
+    """Positions of the finished checkpoints, the one to go on from first.
+
+    That is the last one of the newest lease. A damaged manifest, which does not tell its lease, counts as the newest,
+    so that it is met and told.
+    """
+    fences = {position: _fence(run.checkpoint(position) / MANIFEST) for position in run.checkpoint_positions()}
+    finished = [(fence, position) for position, fence in fences.items() if fence is not None]
+    return [position for _, position in sorted(finished, reverse=True)]
+
+
+def highest_fence(run: RunDirectory) -> int:
+    """Of the finished checkpoints; 0 where there is none."""
+    fences = (_fence(run.checkpoint(position) / MANIFEST) for position in run.checkpoint_positions())
+    return int(max((fence for fence in fences if fence is not None and fence != math.inf), default=0))
+
+
+def _fence(manifest: Location) -> float | None:
+    """The number of the lease; infinity where the manifest is damaged, None where there is none."""
+    try:
+        return float(json.loads(manifest.read_text()).get("fence", 0))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except (ValueError, AttributeError, TypeError):
+        return math.inf
 
 
 def read_checkpoint(folder: Location) -> dict[str, bytes]:
@@ -119,11 +155,11 @@ def _files(folder: Location) -> dict[str, tuple[int, str]]:
 def _newest_whole(run: RunDirectory) -> tuple[int | None, dict[str, bytes], str | None]:
     """Position and files of the newest whole checkpoint, or else why there is none although there should be."""
     damaged = []
-    for position in reversed(run.checkpoint_positions()):
+    finished = finished_positions(run)
+    for position in set(run.checkpoint_positions()) - set(finished):
+        logger.warning("%s: passed over, it was not finished", run.checkpoint(position))
+    for position in finished:
         folder = run.checkpoint(position)
-        if not (folder / MANIFEST).exists():
-            logger.warning("%s: passed over, it was not finished", folder)
-            continue
         try:
             return position, read_checkpoint(folder), None
         except CheckpointError as error:

@@ -1,9 +1,11 @@
 """A run that begins from a state of another: of a trial that it forks from, or copies."""
 
+import json
+
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.tracking.json_lines import JsonLines
-from vaegen_ray.training.checkpoint import MANIFEST, read_checkpoint
+from vaegen_ray.training.checkpoint import MANIFEST, finished_positions, read_checkpoint
 
 
 def begin_from(source: RunDirectory, target: RunDirectory, job: TrainJob, position: int) -> None:
@@ -14,7 +16,8 @@ def begin_from(source: RunDirectory, target: RunDirectory, job: TrainJob, positi
     """
     folder = source.checkpoint(position)
     contents = read_checkpoint(folder)
-    manifest = (folder / MANIFEST).read_bytes()
+    # Of no lease: the run that it goes to counts its own.
+    manifest = {**json.loads((folder / MANIFEST).read_text()), "fence": 0}
     target.claim(job)
     if source.metrics.exists():
         target.metrics.write_bytes(source.metrics.read_bytes())
@@ -23,12 +26,12 @@ def begin_from(source: RunDirectory, target: RunDirectory, job: TrainJob, positi
     (copy / MANIFEST).remove()
     for name, content in contents.items():
         (copy / name).write_bytes(content)
-    (copy / MANIFEST).write_bytes(manifest)
+    (copy / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def newest_checkpoint(run: RunDirectory) -> int:
     """Position of the newest finished checkpoint; 0 where there is none."""
-    return next((at for at in reversed(run.checkpoint_positions()) if has_checkpoint(run, at)), 0)
+    return next(iter(finished_positions(run)), 0)
 
 
 def has_checkpoint(run: RunDirectory, position: int) -> bool:

@@ -25,6 +25,8 @@ class LocalSession:
         self.rank, self.num_ranks, self.device = rank, num_ranks, device
         self.stop_signal: int | None = None
         """The signal that asked to stop."""
+        self.fence: None = None
+        """This process takes the run's lease."""
         self.on_report: OnReport | None = None
         """Takes rank 0's metrics."""
 

@@ -1,5 +1,6 @@
 """What is kept of a run while it trains: metrics, pictures, scores and checkpoints, each when it is due."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.pictures import reconstruction_grid, sample_grid, save_picture
 from vaegen_ray.models.convolutional import Generator
 from vaegen_ray.objectives.objective import Batch
+from vaegen_ray.runs.lease import BEAT_S, Fence
 from vaegen_ray.tracking.tracker import Tracker
 from vaegen_ray.training.checkpoint import save_checkpoint
 from vaegen_ray.training.collectives import gather_rows, is_rank_0
@@ -27,10 +29,18 @@ class Recorder:
     """Writes on rank 0; on the other ranks it takes part in the collectives only."""
 
     def __init__(
-        self, job: TrainJob, session: Session, run: RunDirectory, tracker: Tracker | None, held_out: NDArray[np.uint8]
+        self,
+        job: TrainJob,
+        session: Session,
+        run: RunDirectory,
+        tracker: Tracker | None,
+        held_out: NDArray[np.uint8],
+        fence: Fence | None,
     ) -> None:
+        """``tracker`` and ``fence`` are of rank 0, None on the others."""
         self.job, self.session, self.run = job, session, run
-        self.tracker, self.held_out = tracker, held_out
+        self.tracker, self.held_out, self.fence = tracker, held_out, fence
+        self._fence_checked_s = time.monotonic()
         self.saved_at: int | None = None
         """Position of the newest checkpoint that this process wrote or began from."""
         self._means = MetricMeans()
@@ -58,6 +68,7 @@ class Recorder:
             metrics["images_per_s"] = self._rate.take(state.position)
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
         if self.tracker is not None:
+            self._check_fence_now_and_then()
             self.tracker.scalars(metrics, state.position)
         if is_rank_0():
             self.session.report(state.position, metrics)
@@ -92,8 +103,16 @@ class Recorder:
         with self._clock_stopped():
             if self.tracker is not None:
                 self.tracker.flush()
-            if is_rank_0():
-                save_checkpoint(state, self.run, keep=self.job.training.keep_checkpoints)
+            if self.fence is not None:
+                self.fence.check()
+                keep = self.job.training.keep_checkpoints
+                save_checkpoint(state, self.run, keep=keep, fence=self.fence.number)
+
+    def _check_fence_now_and_then(self) -> None:
+        """Not at each report, for it asks the store."""
+        if self.fence is not None and time.monotonic() - self._fence_checked_s > BEAT_S:
+            self._fence_checked_s = time.monotonic()
+            self.fence.check()
 
     def _draw(self, generator: Generator, position: int, tracker: Tracker) -> None:
         """Save the grids of this position; the same latents and the same held-out images every time."""

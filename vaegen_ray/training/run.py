@@ -19,9 +19,10 @@ from vaegen_ray.errors import JobError
 from vaegen_ray.evaluation.features import check_features
 from vaegen_ray.evaluation.scores import load_scores, save_scores
 from vaegen_ray.evaluation.trained_model import save_trained_model
+from vaegen_ray.runs.lease import Fence, Lease, holder_of
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Trackers
-from vaegen_ray.training.checkpoint import restore_newest
+from vaegen_ray.training.checkpoint import highest_fence, restore_newest
 from vaegen_ray.training.collectives import gather_objects, is_rank_0, together
 from vaegen_ray.training.loop import Ending, train
 from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
@@ -82,7 +83,7 @@ def run_training(
     _check_ranks(job, session)
     run = RunDirectory.of(job)
     with ExitStack() as stack:
-        together(lambda: stack.enter_context(_sole_writer(run)) if is_rank_0() else None)
+        fence = together(lambda: stack.enter_context(_sole_writer(run, session)) if is_rank_0() else None)
         together(lambda: run.claim(job) if is_rank_0() else None)
         dataset, images, held_out = together(lambda: _open_dataset(job, session.device))
         stack.callback(images.close)
@@ -92,7 +93,7 @@ def run_training(
         tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
         if tracker is not None:
             stack.callback(tracker.close)
-        recorder = Recorder(job, session, run, tracker, held_out)
+        recorder = Recorder(job, session, run, tracker, held_out, fence)
         recorder.saved_at = state.position or None
         return _train_and_evaluate(job, session, state, recorder, images, until or job.training.total_images)
 
@@ -141,18 +142,35 @@ def _start(
 
 
 @contextmanager
-def _sole_writer(run: RunDirectory) -> Iterator[None]:
-    """Keep a second process from training the same run on this disk; the lock goes with its holder, however it dies."""
-    if not run.root.is_local:
-        yield
-        return
+def _sole_writer(run: RunDirectory, session: Session) -> Iterator[Fence]:
+    """Keep a second process from writing the same run.
+
+    On a local disk by a lock, which goes with its holder however it dies; everywhere by a lease, which is the
+    driver's where there is one.
+    """
+    with ExitStack() as stack:
+        if run.root.is_local:
+            stack.enter_context(_locked(run))
+        fence = session.fence
+        if fence is None:
+            lease = Lease(run.lease, above=highest_fence(run))
+            stack.callback(lease.release)
+            fence = lease.fence
+        fence.check()
+        yield fence
+
+
+@contextmanager
+def _locked(run: RunDirectory) -> Iterator[None]:
     run.root.local_path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run.lock.local_path, timeout=LOCK_TIMEOUT_S):
             yield
     except Timeout as error:
+        holder = holder_of(run.lease)
         raise JobError(
-            f"name: {run.root} is being trained by another process; wait for it, stop it, or give this job another name"
+            f"name: {run.root} is being trained by another process{f' ({holder})' if holder else ''}; wait for it, stop "
+            "it, or give this job another name"
         ) from error
 
 

@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from vaegen_ray.runs.lease import Fence
+
 
 class Session(Protocol):
     """One rank of a run. Checkpoints and metrics go to the run directory, the same for every session."""
@@ -22,6 +24,11 @@ class Session(Protocol):
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
+        ...
+
+    @property
+    def fence(self) -> Fence | None:
+        """What its driver holds of the run's lease, for rank 0 to write under; None where this process is the driver."""
         ...
 
     def report(self, position: int, metrics: Mapping[str, float]) -> None:
