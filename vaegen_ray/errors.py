@@ -5,6 +5,10 @@ class VaegenError(Exception):
     """A failure that we foresaw; its message is a sentence for the user."""
 
 
+class TransientError(VaegenError):
+    """The job is not to blame, and the same command may succeed later."""
+
+
 class JobError(VaegenError, ValueError):
     """The job file, an override or an argument breaks a rule. Nothing was launched."""
 
@@ -17,7 +21,7 @@ class StorageError(VaegenError, OSError):
     """A location cannot be read or written."""
 
 
-class StoreUnavailableError(StorageError):
+class StoreUnavailableError(StorageError, TransientError):
     """An object store did not answer, or failed, for longer than our patience; later it may."""
 
 
@@ -29,9 +33,21 @@ class TrainingError(VaegenError, RuntimeError):
     """Training cannot go on: a number is not finite, replicas drifted, a process group broke."""
 
 
+class WorkersLostError(TrainingError, TransientError):
+    """Workers were lost more often than the job allows."""
+
+
 class LeaseLostError(TrainingError):
     """Another process has taken over the run that this one was writing."""
 
 
 class ClusterError(VaegenError, RuntimeError):
     """The Ray cluster cannot do what the job asks of it."""
+
+
+class NoRoomError(ClusterError, TransientError):
+    """The cluster had no room for the workers for longer than our patience."""
+
+
+class ClusterUnavailableError(ClusterError, TransientError):
+    """The cluster does not answer, or lost a job."""

@@ -1,10 +1,11 @@
 """The application `vaegen`: its verbs and its exit codes.
 
-Exit codes: 0 done; 1 a run failed; 2 a job, dataset or argument was refused; 128 + N a run was stopped by
-signal N after it had saved a checkpoint.
+Exit codes: 0 done; 1 a run failed; 2 a job, dataset or argument was refused; 75 the store or the cluster failed, and
+the same command may succeed later; 128 + N a run was stopped by signal N after it had saved a checkpoint.
 """
 
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -14,8 +15,23 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from vaegen_ray import __version__
-from vaegen_ray.cli import bench, data, evaluate, leaderboard, pictures, plan, prepare, search, train, validate
-from vaegen_ray.errors import DataError, JobError, VaegenError
+from vaegen_ray.cli import (
+    bench,
+    data,
+    doctor,
+    evaluate,
+    leaderboard,
+    pictures,
+    plan,
+    prepare,
+    runs,
+    search,
+    submit,
+    train,
+    validate,
+)
+from vaegen_ray.errors import DataError, JobError, TransientError, VaegenError
+from vaegen_ray.runs.attempts import keep_failure
 
 app = typer.Typer(
     name="vaegen",
@@ -29,6 +45,13 @@ app.command()(validate.validate)
 app.command()(plan.plan)
 app.command("prepare")(prepare.prepare_command)
 app.command()(search.search)
+app.command()(submit.submit)
+app.command()(submit.resume)
+app.command("list")(runs.list_command)
+app.command("status")(runs.status_command)
+app.command()(runs.logs)
+app.command()(runs.stop)
+app.command("doctor")(doctor.doctor_command)
 app.command("leaderboard")(leaderboard.leaderboard_command)
 app.command()(evaluate.evaluate)
 app.command()(pictures.sample)
@@ -61,4 +84,12 @@ def main() -> None:
     except VaegenError as error:
         # A Text, not markup: keys such as betas[1] hold brackets.
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        sys.exit(2 if isinstance(error, JobError | DataError) else 1)
+        keep_failure(error)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: VaegenError) -> int:
+    """What the process ends with."""
+    if isinstance(error, TransientError):
+        return os.EX_TEMPFAIL
+    return 2 if isinstance(error, JobError | DataError) else 1

@@ -85,10 +85,10 @@ def _plan_training(job: TrainJob, console: Console) -> None:
 
 def _request(job: TrainJob, process: str = "in the process of the command") -> str:
     resources = job.resources
-    counts = resources.worker_counts
-    workers = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    counts = job.worker_counts
+    workers = " or ".join(str(count) for count in reversed(counts))
     gpus = "1 GPU where there are any" if resources.gpus_per_worker is None else f"{resources.gpus_per_worker:g} GPU"
-    portions = f"{job.training.images_per_step // counts[0] // job.training.accumulation_steps:,} images at a time"
+    portions = f"{job.training.images_per_step // counts[0] // job.portions(counts[0]):,} images at a time"
     where = "on Ray Train" if resources.needs_ray else process
     return f"{workers} worker(s) {where}, each with {resources.cpus_per_worker:g} CPU and {gpus}, {portions}"
 

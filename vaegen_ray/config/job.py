@@ -156,6 +156,8 @@ class ElasticWorkers(Section):
     """Fewest workers; also those that a run needs to start."""
     max: Count
     """Most workers."""
+    grow_every_s: PositiveFloat = 60.0
+    """How often a run with fewer workers than it might have looks whether there is room for more."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -179,19 +181,26 @@ class Resources(Section):
     """By default one where the cluster has GPUs, else none."""
     cpus_per_worker: PositiveFloat = 1.0
     max_failures: Annotated[int, Field(ge=0, strict=True)] = 3
-    """How often lost workers are replaced before the run fails."""
+    """How often lost workers are replaced before the run fails; nodes that are taken away in time do not count."""
+    stop_window_s: PositiveFloat = 120.0
+    """After a request to stop, a submitted run has so long to save and leave before it is killed."""
+    max_duration_s: PositiveFloat | None = None
+    """A submitted run is asked to stop after so long."""
 
     @property
-    def worker_counts(self) -> range:
-        """All numbers of workers that the run may have."""
-        if isinstance(self.workers, int):
-            return range(self.workers, self.workers + 1)
-        return range(self.workers.min, self.workers.max + 1)
+    def most_workers(self) -> int:
+        """With which the run is as fast as it can be."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without which the run cannot start."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
 
     @property
     def needs_ray(self) -> bool:
         """Whether the run may have more than one worker."""
-        return self.worker_counts[-1] > 1
+        return self.most_workers > 1
 
 
 class Mlflow(Section):
@@ -285,6 +294,26 @@ class TrainJob(Section):
                 return self._with(settings), change.at_images
             settings |= change.set
         return self._with(settings), self.training.total_images
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that the run may have, the most first: those that divide the global batch."""
+        resources, portions = self.resources, self.training.accumulation_steps
+        counts = range(resources.most_workers, resources.fewest_workers - 1, -1)
+        return [count for count in counts if self.training.images_per_step % (count * portions) == 0]
+
+    def portions(self, num_ranks: int) -> int:
+        """In how many portions each of ``num_ranks`` ranks handles its share of a step.
+
+        ``training.accumulation_steps`` with all workers; with fewer, as many as keep a portion no larger than then,
+        so that a run which has lost workers does not run out of memory.
+        """
+        training = self.training
+        largest = training.images_per_step // (self.resources.most_workers * training.accumulation_steps)
+        share = training.images_per_step // num_ranks
+        if num_ranks >= self.resources.most_workers or largest == 0:
+            return training.accumulation_steps
+        return next(count for count in range(-(-share // largest), share + 1) if share % count == 0)
 
     def _with(self, settings: dict[str, float]) -> "TrainJob":
         if not settings:

@@ -14,7 +14,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.config.sentences import one_of, sentences, shown
-from vaegen_ray.config.settings import with_settings
+from vaegen_ray.config.settings import flat, with_settings
 from vaegen_ray.config.space import broken_search_rules
 from vaegen_ray.errors import JobError, StorageError
 from vaegen_ray.storage import Location
@@ -191,7 +191,21 @@ def job_of(tree: Tree, origin: str) -> AnyJob:
         raise JobError("\n".join(f"{origin}: {sentence}" for sentence in sentences(error, KINDS[kind]))) from error
     if isinstance(job, SearchJob) and (broken := list(broken_search_rules(job))):
         raise JobError("\n".join(f"{origin}: {sentence}" for sentence in broken))
+    _check_no_password(job, origin)
     return job
+
+
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
+
+
+def _check_no_password(job: AnyJob, origin: str) -> None:
+    """A job is copied into the run's directory and shown by Ray's dashboard."""
+    for key, value in flat(job.model_dump(mode="json")).items():
+        if isinstance(value, str) and PASSWORD.search(value):
+            raise JobError(
+                f"{origin}: {key}: must not hold a password, got {PASSWORD.sub('://***@', value)}; take it out, and set "
+                "the usual environment variables (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, ...) where the job runs"
+            )
 
 
 def dump_job(job: AnyJob) -> str:

@@ -37,12 +37,13 @@ def broken_rules(job: "TrainJob") -> Iterator[str]:
 
 
 def _division_of_a_step(job: "TrainJob") -> Iterator[str]:
-    training, counts = job.training, job.resources.worker_counts
-    portions = math.lcm(*counts) * training.accumulation_steps
+    training, resources = job.training, job.resources
+    fewest, most = resources.fewest_workers, resources.most_workers
+    portions = math.lcm(fewest, most) * training.accumulation_steps
     below = training.images_per_step // portions * portions
     if below != training.images_per_step:
         nearby = f"{below} or {below + portions}" if below else str(portions)
-        workers = f"{counts[0]}" if len(counts) == 1 else f"every number from {counts[0]} to {counts[-1]}"
+        workers = f"{most}" if fewest == most else f"both {fewest} and {most}"
         yield (
             f"training.images_per_step: must be a multiple of resources.workers ({workers}) x "
             f"training.accumulation_steps ({training.accumulation_steps}), got {training.images_per_step}; try {nearby}"

@@ -117,7 +117,7 @@ def broken_search_rules(search: SearchJob) -> Iterator[str]:
     """All rules between the sections of ``search``, each of which is valid, that it breaks."""
     yield from _metrics(search)
     yield from _schedulers(search)
-    if isinstance(search.base.resources.worker_counts, range) and len(search.base.resources.worker_counts) > 1:
+    if search.base.resources.fewest_workers < search.base.resources.most_workers:
         yield "base.resources.workers: must be a number in a search, whose trials share a cluster, got a range"
     broken = list(_axes(search))
     yield from broken

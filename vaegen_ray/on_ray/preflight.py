@@ -51,7 +51,7 @@ def check_placement(job: TrainJob, needs: WorkerNeeds) -> None:
     """Raise ClusterError when the cluster can never hold the workers, its autoscaler included."""
     nodes = node_resources()
     placeable = sum(needs.fit_into(node) for node in nodes)
-    workers = job.resources.worker_counts[0]
+    workers = job.resources.fewest_workers
     if placeable >= workers or autoscaler_can_hold(needs, workers):
         return
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
@@ -62,12 +62,29 @@ def check_placement(job: TrainJob, needs: WorkerNeeds) -> None:
     )
 
 
+def room_for(needs: WorkerNeeds) -> int:
+    """How many such workers could begin now: of what is free, on nodes that are not about to be taken away."""
+    from ray._private.state import available_resources_per_node
+
+    draining = draining_nodes()
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    return sum(needs.fit_into(resources) for node, resources in free.items() if node in living)
+
+
 def autoscaler_can_hold(needs: WorkerNeeds, workers: int) -> bool:
     """Whether the cluster may grow until it holds so many workers."""
     from ray._private.state import state
 
     most: dict[str, Any] | None = state.get_max_resources_from_cluster_config()
     return bool(most) and needs.fit_into(dict(most or {})) >= workers
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that will be taken away, and on which nothing new is placed."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
 
 
 def nodes_without(path: str) -> list[str]:

@@ -41,6 +41,7 @@ from vaegen_ray.on_ray.study import open_study, reconcile
 from vaegen_ray.on_ray.train import in_thread, relative_paths
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
+from vaegen_ray.runs.lease import Fence, Lease, holder_of
 from vaegen_ray.search.directory import SearchDirectory, trial_name
 from vaegen_ray.search.forks import Fork, fork_of, num_beginnings
 from vaegen_ray.search.leaderboard import is_over
@@ -91,7 +92,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
     """
     directory = SearchDirectory.of(job)
     with ExitStack() as stack:
-        stack.enter_context(_sole_writer(directory))
+        fence = stack.enter_context(_sole_writer(directory))
         check_is_of(job)
         if is_over(job, trials := read_trials(directory)):
             return trials
@@ -133,7 +134,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
             on_progress(Progress(job, log.trials, max_concurrent, elapsed_s, is_stopping))
 
         with _stop_on_signal(directory):
-            in_thread(partial(_tune, job, log, searcher, needs, max_concurrent), look)
+            in_thread(partial(_tune, job, fence, log, searcher, needs, max_concurrent), look)
         look()
         return log.trials
 
@@ -214,7 +215,7 @@ def concurrent_trials(job: SearchJob, needs: WorkerNeeds) -> int:
 
     ClusterError where it cannot hold one.
     """
-    workers, nodes = job.base.resources.worker_counts[0], node_resources()
+    workers, nodes = job.base.resources.fewest_workers, node_resources()
     processes = 0.0 if workers == 1 else PROCESS_OF_A_NESTED_TRIAL["CPU"]
     places = sum(WorkerNeeds(needs.cpus + processes, needs.gpus).fit_into(node) for node in nodes)
     if places < workers and not autoscaler_can_hold(needs, workers):
@@ -235,19 +236,27 @@ def concurrent_trials(job: SearchJob, needs: WorkerNeeds) -> int:
 
 
 @contextmanager
-def _sole_writer(directory: SearchDirectory) -> Iterator[None]:
-    """Keep a second process from driving the same search on this disk."""
-    if not directory.root.is_local:
-        yield
-        return
+def _sole_writer(directory: SearchDirectory) -> Iterator[Fence]:
+    """Keep a second process from driving the same search: by a lock on a local disk, by a lease everywhere."""
+    with ExitStack() as stack:
+        if directory.root.is_local:
+            stack.enter_context(_locked(directory))
+        lease = Lease(directory.lease)
+        stack.callback(lease.release)
+        yield lease.fence
+
+
+@contextmanager
+def _locked(directory: SearchDirectory) -> Iterator[None]:
     directory.root.local_path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory.lock.local_path, timeout=LOCK_TIMEOUT_S):
             yield
     except Timeout as error:
+        holder = f" ({who})" if (who := holder_of(directory.lease)) else ""
         raise JobError(
-            f"name: {directory.root} is being searched by another process; watch it with `vaegen leaderboard --watch`, "
-            "stop it with `vaegen search stop`, or give this search another name"
+            f"name: {directory.root} is being searched by another process{holder}; watch it with `vaegen leaderboard "
+            "--watch`, stop it with `vaegen search stop`, or give this search another name"
         ) from error
 
 
@@ -270,7 +279,9 @@ def _stop_on_signal(directory: SearchDirectory) -> Iterator[None]:
 # ---------------------------------------------------------------------------- the search itself
 
 
-def _tune(job: SearchJob, log: TrialLog, searcher: OptunaSearcher, needs: WorkerNeeds, max_concurrent: int) -> None:
+def _tune(
+    job: SearchJob, fence: Fence, log: TrialLog, searcher: OptunaSearcher, needs: WorkerNeeds, max_concurrent: int
+) -> None:
     directory = SearchDirectory.of(job)
     nested = job.base.resources.needs_ray
     os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(min(max_concurrent, MOST_STARTING)))
@@ -278,7 +289,7 @@ def _tune(job: SearchJob, log: TrialLog, searcher: OptunaSearcher, needs: Worker
     records = directory.root / f"{TUNE_RECORDS}{uuid.uuid4().hex[:8]}"
     try:
         ray.tune.run(
-            partial(run_trial, job, os.getcwd()),
+            partial(run_trial, job, os.getcwd(), fence),
             name="records",
             storage_path=records.url,
             search_alg=searcher,

@@ -3,14 +3,20 @@
 import threading
 from collections.abc import Mapping
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import StorageError
+from vaegen_ray.on_ray.preflight import draining_nodes
+from vaegen_ray.runs.lease import Fence
 
 STOP_POLL_S = 1.0
+DRAIN_POLL_S = 1.0
+MOVE = "move"
+"""In the place of a signal's number in the file that asks to stop: save and leave, to go on as another number."""
 
 
 class RaySession:
@@ -20,17 +26,20 @@ class RaySession:
     seconds. Metrics and checkpoints are in the run directory, where the driver reads them too.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, fence: Fence) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.num_ranks = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        self.fence = fence
         self.stop_signal: int | None = None
         """The signal that the driver was sent."""
         self._run = run
-        self._finished = threading.Event()
+        self._moves, self._finished = threading.Event(), threading.Event()
         if self.rank == 0:
             threading.Thread(target=self._watch_for_stop, name="stop-watch", daemon=True).start()
+        if context.get_local_rank() == 0:
+            threading.Thread(target=self._watch_for_drain, name="drain-watch", daemon=True).start()
 
     def report(self, position: int, metrics: Mapping[str, float]) -> None:
         """The driver reads the run directory."""
@@ -39,8 +48,8 @@ class RaySession:
         """The driver reads the run directory."""
 
     def should_stop(self) -> bool:
-        """Whether the driver has asked for it (rank 0 listens for all)."""
-        return self.stop_signal is not None
+        """Whether the driver has asked for it (rank 0 listens for all), or this node is about to be taken away."""
+        return self.stop_signal is not None or self._moves.is_set()
 
     def close(self) -> None:
         """Listen no more."""
@@ -49,8 +58,24 @@ class RaySession:
     def _watch_for_stop(self) -> None:
         while not self._finished.wait(STOP_POLL_S):
             try:
-                if self._run.stop_request.exists():
-                    self.stop_signal = int(self._run.stop_request.read_text())
+                if not self._run.stop_request.exists():
+                    continue
+                request = self._run.stop_request.read_text()
+                if request == MOVE:
+                    self._moves.set()
+                else:
+                    self.stop_signal = int(request)
                     return
             except (StorageError, ValueError):
                 continue  # Object stores recover; the next look sees it.
+
+    def _watch_for_drain(self) -> None:
+        """Ask to leave, with a checkpoint, once Ray has been told that this node will go: a spot instance reclaimed.
+
+        Ray Train's own way would train on until the node is gone, and lose what came after the checkpoint.
+        """
+        here = ray.get_runtime_context().get_node_id()
+        while not self._finished.wait(DRAIN_POLL_S):
+            if here in draining_nodes():
+                self._moves.set()
+                return

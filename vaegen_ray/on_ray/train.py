@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
@@ -20,7 +20,12 @@ from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenE
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.session import RaySession
+from vaegen_ray.on_ray.supervision import Supervisor
+from vaegen_ray.runs.attempts import LOGS, LogArchive, rank_log
+from vaegen_ray.runs.lease import Fence, Lease
+from vaegen_ray.storage import Location
 from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.checkpoint import highest_fence
 from vaegen_ray.training.local_session import PROCESS_GROUP_TIMEOUT, OnReport
 from vaegen_ray.training.run import RunResult, run_training
 
@@ -40,31 +45,49 @@ def train_on_ray(
     second; what it raises ends the run.
     """
     run = RunDirectory.of(job)
-    with cluster():
+    with ExitStack() as stack:
+        stack.enter_context(cluster())
         needs = worker_needs(job)
         check_placement(job, needs)
+        lease = Lease(run.lease, above=highest_fence(run))
+        stack.callback(lease.release)
         run.claim(job)
         check_storage_is_shared(run.root)
         run.stop_request.remove()
-        with _stop_on_signal(run), _progress(run, on_report):
-            return _outcome(in_thread(lambda: _trainer(job, needs, command).fit(), meanwhile))
+        stack.enter_context(_stop_on_signal(run))
+        stack.enter_context(_progress(run, on_report))
+        supervisor = Supervisor(job, needs)
+
+        def look() -> None:
+            supervisor.look()
+            meanwhile()
+
+        def fit(num_workers: int) -> RunResult:
+            return _outcome(_trainer(job, needs, num_workers, lease.fence, command).fit())
+
+        result: RunResult = in_thread(lambda: supervisor.run(fit), look)
+        return result
 
 
-def _trainer(job: TrainJob, needs: WorkerNeeds, command: Sequence[str]) -> TorchTrainer:
-    workers = job.resources.workers
+def _trainer(job: TrainJob, needs: WorkerNeeds, num_workers: int, fence: Fence, command: Sequence[str]) -> TorchTrainer:
     return TorchTrainer(
         _train_worker,
-        train_loop_config={"job": dump_job(job), "directory": os.getcwd(), "command": list(command)},
+        train_loop_config={
+            "job": dump_job(job),
+            "directory": os.getcwd(),
+            "fence": fence,
+            "logs": os.environ.get(LOGS),
+            "command": list(command),
+        },
         scaling_config=ray.train.ScalingConfig(
-            # A pair is elastic; the annotation of the field has not followed.
-            num_workers=workers if isinstance(workers, int) else (workers.min, workers.max),  # type: ignore[arg-type]
-            use_gpu=needs.gpus > 0,
-            resources_per_worker=needs.as_ray(),
+            num_workers=num_workers, use_gpu=needs.gpus > 0, resources_per_worker=needs.as_ray()
         ),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=RunDirectory.of(job).root.url,
-            failure_config=ray.train.FailureConfig(max_failures=job.resources.max_failures),
+            # Our supervisor begins again, because it chooses how many there are to be.
+            # The stub of V1 is what the package exports to type checkers.
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(
             backend="nccl" if needs.gpus >= 1 else "gloo", timeout_s=int(PROCESS_GROUP_TIMEOUT.total_seconds())
@@ -83,11 +106,12 @@ def _train_worker(config: dict[str, Any]) -> Any:
             f"{' and '.join(relative)}: must be absolute or s3:// here, because a node has no {config['directory']}, "
             "the directory in which the command was given"
         )
-    session = RaySession(RunDirectory.of(job))
+    session = RaySession(RunDirectory.of(job), config["fence"])
     try:
-        return run_training(job, session, config["command"])
+        with _archived_log(config["logs"], session.rank):
+            return run_training(job, session, config["command"])
     except StorageError:
-        raise  # Object stores recover; Ray starts the workers again.
+        raise  # Object stores recover; the supervisor begins again.
     except VaegenError as error:
         return error
     except Exception as error:
@@ -98,8 +122,15 @@ def _train_worker(config: dict[str, Any]) -> Any:
         session.close()
 
 
-class WorkersLostError(TrainingError):
-    """Workers were lost more often than the job allows; the job is not to blame."""
+@contextmanager
+def _archived_log(folder: str | None, rank: int) -> Iterator[None]:
+    """Keep what this worker prints in the run directory of a submission: Ray's own files go with the cluster."""
+    if folder is None:
+        yield
+        return
+    worker = ray._private.worker.global_worker
+    with LogArchive(Location.of(folder) / rank_log(rank), [worker.get_out_file_path(), worker.get_err_file_path()]):
+        yield
 
 
 MEMORY_SENTENCES = ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -158,14 +189,8 @@ def in_thread(action: Callable[[], Any], meanwhile: Callable[[], None] = lambda:
             meanwhile()
             next_look_s = time.monotonic() + PROGRESS_POLL_S
     if failure:
-        raise _explained(failure[0])
+        raise failure[0]
     return outcome[0]
-
-
-def _explained(error: BaseException) -> BaseException:
-    if isinstance(error, ray.train.TrainingFailedError):
-        return WorkersLostError(f"the workers failed more often than resources.max_failures allows: {error}")
-    return error
 
 
 @contextmanager

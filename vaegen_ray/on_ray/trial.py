@@ -16,9 +16,10 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.space import trial_job
-from vaegen_ray.errors import StorageError, VaegenError
+from vaegen_ray.errors import StorageError, VaegenError, WorkersLostError
 from vaegen_ray.on_ray.reports import report_of
-from vaegen_ray.on_ray.train import WorkersLostError, out_of_memory, train_on_ray
+from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
+from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory, trial_name
 from vaegen_ray.search.forks import fork_of, num_beginnings
 from vaegen_ray.tracking.json_lines import read_metrics
@@ -59,7 +60,7 @@ def job_of_trial(search: SearchJob, config: Mapping[str, Any]) -> TrainJob:
     )
 
 
-def run_trial(search: SearchJob, directory: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def run_trial(search: SearchJob, directory: str, fence: Fence, config: Mapping[str, Any]) -> dict[str, Any]:
     """Train a trial to its end, and return its last report.
 
     What another attempt would meet again is a report of a failure; what it may not, such as a store that does not
@@ -69,7 +70,7 @@ def run_trial(search: SearchJob, directory: str, config: Mapping[str, Any]) -> d
         os.chdir(directory)  # The job's paths begin where the command was given.
     try:
         job = job_of_trial(search, config)
-        result = _train(search, job, config)
+        result = _train(search, job, fence, config)
     except (StorageError, WorkersLostError):
         raise
     except VaegenError as error:
@@ -86,14 +87,14 @@ def run_trial(search: SearchJob, directory: str, config: Mapping[str, Any]) -> d
     return report_of(result.position, result.scores, ending="complete")
 
 
-def _train(search: SearchJob, job: TrainJob, config: Mapping[str, Any]) -> RunResult:
+def _train(search: SearchJob, job: TrainJob, fence: Fence, config: Mapping[str, Any]) -> RunResult:
     places, run = SearchDirectory.of(search), RunDirectory.of(job)
     copied = config.get("copied")
     if copied is not None:
         _copy_state(places, run, job, Copied(**copied))
     if job.resources.needs_ray:
         return _train_on_workers(job, places)
-    session = TuneSession(places, job)
+    session = TuneSession(places, job, fence)
     try:
         if search.scheduler.kind == "pbt":
             return _train_in_legs(job, session, copied_at=copied["position"] if copied is not None else 0)
@@ -110,8 +111,9 @@ def _train(search: SearchJob, job: TrainJob, config: Mapping[str, Any]) -> RunRe
 class TuneSession:
     """The only rank of a run, in the process of a Tune trial."""
 
-    def __init__(self, places: SearchDirectory, job: TrainJob) -> None:
-        self.rank, self.num_ranks = 0, 1
+    def __init__(self, places: SearchDirectory, job: TrainJob, fence: Fence) -> None:
+        """``fence`` is the search's."""
+        self.rank, self.num_ranks, self.fence = 0, 1, fence
         gpus = job.resources.gpus_per_worker
         # Ray does not hide the GPUs of a node from a process that asked for none.
         self.device = torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")

@@ -76,8 +76,8 @@ class Fence:
         newest = max(_numbers(self.folder), default=0)
         if newest > self.number:
             raise LeaseLostError(
-                f"{self.folder.parent} was taken over by {_described(_record(self.folder, newest))}, because this driver "
-                "had given no sign of life; it writes nothing more"
+                f"{self.folder.parent} was taken over by {_described(_record(self.folder, newest))}, because "
+                "this driver had given no sign of life; it writes nothing more"
             )
 
 
@@ -142,6 +142,13 @@ def holder_of(folder: Location) -> str | None:
     newest = max(_numbers(folder), default=0)
     record = _record(folder, newest) if newest else None
     return _described(record) if record is not None and not _has_gone(record) else None
+
+
+def newest_holder(folder: Location) -> Holder | None:
+    """The process that writes, where it has not let go and is not known to be dead."""
+    newest = max(_numbers(folder), default=0)
+    record = _record(folder, newest) if newest else None
+    return _holder(record) if record is not None and not _has_gone(record) else None
 
 
 def _wait_for_silence(folder: Location, number: int) -> None:

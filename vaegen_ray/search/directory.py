@@ -53,6 +53,16 @@ class SearchDirectory:
         """Held by the process that searches, where the directory is local."""
         return self.root / ".lock"
 
+    @property
+    def lease(self) -> Location:
+        """Who may drive this search: one file for each driver that it had."""
+        return self.root / "lease"
+
+    @property
+    def logs(self) -> Location:
+        """One folder for each attempt of a submission, with what its processes printed."""
+        return self.root / "logs"
+
     def run(self, number: int) -> RunDirectory:
         """The run of a trial."""
         return RunDirectory(self.trials / trial_name(number))

@@ -72,7 +72,7 @@ def make_batch(job: TrainJob, session: Session, position: int, images: Tensor) -
         images_BCHW=images_BCHW,
         draws=draws,
         position=position,
-        num_portions=job.training.accumulation_steps,
+        num_portions=job.portions(session.num_ranks),
         mean_over_ranks=mean_over_ranks,
         precision=DTYPES[job.training.precision],
     )

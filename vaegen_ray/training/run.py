@@ -167,20 +167,22 @@ def _locked(run: RunDirectory) -> Iterator[None]:
         with FileLock(run.lock.local_path, timeout=LOCK_TIMEOUT_S):
             yield
     except Timeout as error:
-        holder = holder_of(run.lease)
+        holder = f" ({who})" if (who := holder_of(run.lease)) else ""
         raise JobError(
-            f"name: {run.root} is being trained by another process{f' ({holder})' if holder else ''}; wait for it, stop "
+            f"name: {run.root} is being trained by another process{holder}; wait for it, stop "
             "it, or give this job another name"
         ) from error
 
 
 def _check_ranks(job: TrainJob, session: Session) -> None:
-    portions = session.num_ranks * job.training.accumulation_steps
-    if job.training.images_per_step % portions:
-        raise JobError(
-            f"training.images_per_step: must be a multiple of the processes x training.accumulation_steps "
-            f"({session.num_ranks} x {job.training.accumulation_steps}), got {job.training.images_per_step}"
-        )
+    if job.training.images_per_step % session.num_ranks == 0:
+        portions = session.num_ranks * job.portions(session.num_ranks)
+        if job.training.images_per_step % portions == 0:
+            return
+    raise JobError(
+        f"training.images_per_step: must be a multiple of the processes x training.accumulation_steps "
+        f"({session.num_ranks} x {job.training.accumulation_steps}), got {job.training.images_per_step}"
+    )
 
 
 def _open_dataset(job: TrainJob, device: torch.device) -> tuple[Dataset, Images, Pixels]:

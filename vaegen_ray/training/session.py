@@ -28,7 +28,7 @@ class Session(Protocol):
 
     @property
     def fence(self) -> Fence | None:
-        """What its driver holds of the run's lease, for rank 0 to write under; None where this process is the driver."""
+        """What the driver holds of the run's lease, for rank 0 to write under; None where this is the driver."""
         ...
 
     def report(self, position: int, metrics: Mapping[str, float]) -> None:
@@ -48,5 +48,5 @@ class Session(Protocol):
 
     @property
     def stop_signal(self) -> int | None:
-        """The signal that asked to stop, where it was a signal."""
+        """The signal that asked to stop; None where the workers are to go on elsewhere, or as another number."""
         ...

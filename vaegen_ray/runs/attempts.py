@@ -1,0 +1,192 @@
+"""The attempts at a submitted job, and what their processes printed.
+
+They are kept beside the run, because Ray's records die with its cluster: `logs/attempt-001/` holds `attempt.json`, which
+the driver rewrites while it lives, `driver.log`, and of each worker `rank-0.log` and so on.
+"""
+
+import dataclasses
+import enum
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+from vaegen_ray.config.loading import AnyJob
+from vaegen_ray.config.prepare import PrepareJob
+from vaegen_ray.errors import StorageError, VaegenError
+from vaegen_ray.storage import Location
+
+LOGS = "VAEGEN_LOGS"
+"""Environment variable: the folder of the attempt that a process belongs to."""
+FAILURE = "VAEGEN_FAILURE"
+"""Environment variable: the local file in which a verb leaves the failure that ends it, for its driver."""
+DRIVER_LOG, RECORD, STOP = "driver.log", "attempt.json", "stop"
+BEAT_S = 10.0
+SILENCE = timedelta(seconds=90)
+"""After so long without a word a driver counts as lost."""
+UPLOAD_S = 10.0
+KEPT_BYTES = 4 * 2**20
+"""Of each file of a log, the end: an object store has no append, so all of it is written each time."""
+
+
+class AttemptState(enum.StrEnum):
+    """How an attempt stands."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    LOST = "lost"
+    """Its driver has not been heard of for a while."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One submission of a job, as its driver tells of it."""
+
+    number: int
+    submission: str
+    cluster: str
+    """Address of the dashboard, as it was submitted to."""
+    driver: str
+    begun: str
+    heard: str
+    state: AttemptState = AttemptState.RUNNING
+    exit_code: int | None = None
+    error: str = ""
+    error_kind: str = ""
+
+    def seen(self, now: datetime) -> Self:
+        """The same, with the state LOST where its driver has been silent for too long."""
+        if self.state is AttemptState.RUNNING and now - datetime.fromisoformat(self.heard) > SILENCE:
+            return dataclasses.replace(self, state=AttemptState.LOST)
+        return self
+
+
+def root_of(job: AnyJob) -> Location:
+    """Where the records of ``job`` lie: its run or search, or beside its dataset."""
+    if isinstance(job, PrepareJob):
+        return Location.of(f"{Location.of(job.destination)}-submission")
+    return Location.of(job.storage) / job.name
+
+
+def attempt_folder(root: Location, number: int) -> Location:
+    """The folder of an attempt at the run in ``root``."""
+    return root / "logs" / f"attempt-{number:03d}"
+
+
+def rank_log(rank: int) -> str:
+    """Name of the file with what a worker printed."""
+    return f"rank-{rank}.log"
+
+
+def read_attempts(root: Location) -> list[Attempt]:
+    """All attempts at the run in ``root``, in their order."""
+    names = (root / "logs").names()
+    numbers = sorted(int(match.group(1)) for name in names if (match := re.fullmatch(r"attempt-(\d{3,})", name)))
+    attempts = (_read(attempt_folder(root, number)) for number in numbers)
+    return [attempt.seen(datetime.now(UTC)) for attempt in attempts if attempt is not None]
+
+
+def write_attempt(root: Location, attempt: Attempt) -> None:
+    """Keep ``attempt``, as of now."""
+    record = {**dataclasses.asdict(attempt), "heard": now()}
+    (attempt_folder(root, attempt.number) / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read(folder: Location) -> Attempt | None:
+    """The record in ``folder``; None where the driver was killed before it wrote one whole."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        return Attempt(**{**record, "state": AttemptState(record["state"])})
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+# ---------------------------------------------------------------------------- failures
+
+
+def keep_failure(error: VaegenError) -> None:
+    """Leave ``error`` for the driver of this process, if it has one."""
+    if path := os.environ.get(FAILURE):
+        Path(path).write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
+
+
+# ---------------------------------------------------------------------------- logs
+
+
+class LogArchive:
+    """Copies the end of local files to ``target``, while it is open and once more at its end; without secrets."""
+
+    def __init__(self, target: Location, files: Sequence[str | Path]) -> None:
+        self._target, self._files = target, [Path(file) for file in files if str(file)]
+        self._ended = threading.Event()
+        self._kept = b""
+        self._thread = threading.Thread(target=self._follow, name="log-archive", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        is_over = False
+        while not is_over:
+            is_over = self._ended.wait(UPLOAD_S)
+            content = redacted(b"".join(map(_end_of, self._files)).decode(errors="replace"), os.environ).encode()
+            if content == self._kept:
+                continue
+            try:
+                self._target.write_bytes(content)
+                self._kept = content
+            except StorageError:
+                continue  # Object stores recover; a log is not worth a run.
+
+
+SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|CREDENTIAL|PRIVATE", re.IGNORECASE)
+URL_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]*@")
+SHORTEST_SECRET = 6
+"""Characters; shorter values would blot out words."""
+
+
+def redacted(text: str, environment: Mapping[str, str]) -> str:
+    """``text`` with the values of secret environment variables, Ray's token and passwords in URLs blotted out."""
+    secrets = [value for name, value in environment.items() if SECRET_NAMES.search(name) and not name.endswith("_PATH")]
+    for secret in sorted([*secrets, _ray_token(environment)], key=len, reverse=True):
+        if len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return URL_PASSWORD.sub("://***@", text)
+
+
+def _ray_token(environment: Mapping[str, str]) -> str:
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _end_of(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(stream.seek(0, os.SEEK_END) - KEPT_BYTES, 0))
+            return stream.read()
+    except FileNotFoundError:
+        return b""

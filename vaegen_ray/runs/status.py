@@ -1,0 +1,107 @@
+"""How a run stands, from its storage alone."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import StorageError, VaegenError
+from vaegen_ray.runs.attempts import Attempt, AttemptState, read_attempts
+from vaegen_ray.runs.lease import holder_of
+from vaegen_ray.storage import Location
+
+JOB_FILES = {"job.json": "train", "search.json": "search"}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Of a run or a search; of a dataset that is being prepared, its attempts only."""
+
+    root: Location
+    kind: str
+    """`train`, `search`, or empty while the driver has not begun."""
+    state: str
+    """complete, running, stopped, failed, lost, or unfinished: it was begun, and nobody is at it."""
+    position: int | None = None
+    total_images: int | None = None
+    images_per_s: float | None = None
+    heard: str = ""
+    """When the last line of metrics was written, or the driver was heard of."""
+    holder: str | None = None
+    error: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come by itself."""
+        return self.state != AttemptState.RUNNING
+
+
+def status_of(root: Location) -> RunStatus | None:
+    """The status of what lies in ``root``; None where it is no run and no search."""
+    names = root.names()
+    kind = next((kind for file, kind in JOB_FILES.items() if file in names), "")
+    attempts = read_attempts(root) if "logs" in names else []
+    if not kind and not attempts:
+        return None
+    holder = holder_of(root / "lease") if "lease" in names else None
+    error = attempts[-1].error if attempts else ""
+    if kind != "train":
+        state = attempts[-1].state if attempts else (AttemptState.RUNNING if holder else "unfinished")
+        heard = attempts[-1].heard if attempts else ""
+        return RunStatus(root, kind, state, heard=heard, holder=holder, error=error, attempts=attempts)
+    run = RunDirectory(root)
+    line = _last_line(run) if "metrics.jsonl" in names else {}
+    stamp = line.get("time_s")
+    state = _state(run, attempts, holder)
+    return RunStatus(
+        root,
+        kind,
+        state,
+        position=int(line.get("position", 0)),
+        total_images=run.load_job().training.total_images,
+        images_per_s=line.get("images_per_s"),
+        heard=datetime.fromtimestamp(stamp, UTC).isoformat(timespec="seconds") if stamp else "",
+        holder=holder if state == AttemptState.RUNNING else None,
+        error=error if state in (AttemptState.FAILED, AttemptState.LOST) else "",
+        attempts=attempts,
+    )
+
+
+def list_runs(storage: Location) -> list[RunStatus]:
+    """The runs and searches in ``storage``, by name; what cannot be read is told as its error."""
+    found = []
+    for entry in storage.entries():
+        if not entry.is_folder or entry.name.startswith("."):
+            continue
+        root = storage / entry.name
+        try:
+            status = status_of(root)
+        except VaegenError as error:
+            if isinstance(error, StorageError):
+                raise
+            status = RunStatus(root, "", "damaged", error=str(error))
+        if status is not None:
+            found.append(status)
+    return found
+
+
+def _state(run: RunDirectory, attempts: list[Attempt], holder: str | None) -> str:
+    if run.is_complete():
+        return AttemptState.COMPLETE
+    if attempts and attempts[-1].state is not AttemptState.LOST:
+        return attempts[-1].state
+    if holder is not None and not attempts:
+        return AttemptState.RUNNING
+    return AttemptState.LOST if attempts else "unfinished"
+
+
+def _last_line(run: RunDirectory) -> dict[str, Any]:
+    """The last whole line of metrics."""
+    for text in reversed(run.metrics.read_text().split("\n")[:-1]):
+        try:
+            return dict(json.loads(text))
+        except ValueError:
+            continue
+    return {}
