@@ -203,8 +203,8 @@ def _check_no_password(job: AnyJob, origin: str) -> None:
     for key, value in flat(job.model_dump(mode="json")).items():
         if isinstance(value, str) and PASSWORD.search(value):
             raise JobError(
-                f"{origin}: {key}: must not hold a password, got {PASSWORD.sub('://***@', value)}; take it out, and set "
-                "the usual environment variables (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, ...) where the job runs"
+                f"{origin}: {key}: must hold no password, got {PASSWORD.sub('://***@', value)}; take it out, and set "
+                "the usual environment variables (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, ...) where it runs"
             )
 
 

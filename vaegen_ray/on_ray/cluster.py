@@ -20,6 +20,8 @@ def cluster() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
+    # Our workers watch for themselves whether their node will go.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # The dashboard stays on: without it Ray Train cannot clean up after a killed controller.
         ray.init(logging_level=logging.WARNING)

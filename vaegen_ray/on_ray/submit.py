@@ -399,6 +399,8 @@ def _answered(connection: Connection) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, ClusterError):
             raise
+        if "status code 5" in str(error):  # `No available agent`, of a head that has just begun.
+            raise ClusterUnavailableError(f"{connection.address} is not ready: {error}") from error
         raise ClusterError(f"{connection.address} refuses: {error}") from error
 
 

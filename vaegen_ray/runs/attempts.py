@@ -1,7 +1,7 @@
 """The attempts at a submitted job, and what their processes printed.
 
-They are kept beside the run, because Ray's records die with its cluster: `logs/attempt-001/` holds `attempt.json`, which
-the driver rewrites while it lives, `driver.log`, and of each worker `rank-0.log` and so on.
+They are kept beside the run, because Ray's records die with its cluster: `logs/attempt-001/` holds `attempt.json`,
+which the driver rewrites while it lives, `driver.log`, and of each worker `rank-0.log` and so on.
 """
 
 import dataclasses
