@@ -20,7 +20,7 @@ BROKEN: dict[tuple[str, ...], str] = {
         "got 8; try 6 or 12"
     ),
     ("vae", "resources.workers={min: 2, max: 3}"): (
-        "training.images_per_step: must be a multiple of resources.workers (every number from 2 to 3) x "
+        "training.images_per_step: must be a multiple of resources.workers (both 2 and 3) x "
         "training.accumulation_steps (1), got 8; try 6 or 12"
     ),
     ("vae", "optimizer.schedule={kind: cosine, warmup_images: 1000}"): (

@@ -9,7 +9,7 @@ use, and waits for ever for what never comes.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ray.train
 from ray.exceptions import RayActorError
@@ -47,8 +47,11 @@ class Supervisor:
     preemptions: int = 0
     _failures: int = 0
     _last_failure: tuple[str, int] | None = None
-    _next_look_s: float = field(default=0.0)
+    _began_at: int = 0
+    """Position of the checkpoint from which the present workers began."""
+    _next_look_s: float = 0.0
     _had_room: bool = False
+    _has_asked: bool = False
 
     def run(self, fit: Fit) -> RunResult:
         """Train until the run is complete or was asked to stop."""
@@ -57,6 +60,7 @@ class Supervisor:
             if (count := self._wait_for_room(run)) is None:
                 return self._stopped(run)
             self._next_look_s = time.monotonic() + self._grow_every_s
+            self._began_at, self._had_room, self._has_asked = newest_checkpoint(run), False, False
             self.workers = count
             try:
                 result = fit(count)
@@ -76,15 +80,24 @@ class Supervisor:
     def look(self) -> None:
         """To be called about every second while workers train: asks them to leave when there is room for more."""
         is_full = self.workers in (0, self.job.worker_counts[0])
-        if is_full or time.monotonic() < self._next_look_s:
+        if is_full or self._has_asked or time.monotonic() < self._next_look_s:
             return
         self._next_look_s = time.monotonic() + self._grow_every_s
+        run = RunDirectory.of(self.job)
         more = _choose(self.job, self.workers + room_for(self.needs)) or 0
-        if more > self.workers and self._had_room and stop_signal(RunDirectory.of(self.job)) is None:
+        # Only what is there at two looks, for a node may have come for somebody else; and only after a checkpoint, for
+        # workers that are just starting do not yet hold what they asked for.
+        if more > self.workers and self._had_room and self._has_trained(run) and stop_signal(run) is None:
             logger.warning("there is room for %d workers instead of %d", more, self.workers)
-            RunDirectory.of(self.job).stop_request.write_text(MOVE)
-        # Only what is there at two looks: a node may have come for somebody else.
+            run.stop_request.write_text(MOVE)
+            self._has_asked = True
         self._had_room = more > self.workers
+
+    def _has_trained(self, run: RunDirectory) -> bool:
+        try:
+            return newest_checkpoint(run) > self._began_at
+        except StorageError:
+            return False  # Object stores recover; the next look sees it.
 
     @property
     def _grow_every_s(self) -> float:

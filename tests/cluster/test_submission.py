@@ -1,0 +1,228 @@
+"""A real cluster: jobs submitted, followed, stopped, resumed; nodes drained and killed; the head killed.
+
+One job goes through all of it, because every start of its workers costs many seconds; each test begins where the one
+before has left it.
+"""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import yaml
+
+from tests.cluster.conftest import SECRET, LocalCluster
+from tests.training.jobs import OBJECTIVES, run_job
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.runs.attempts import AttemptState, read_attempts
+from vaegen_ray.storage import Location
+from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.lineage import newest_checkpoint
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+
+STORAGE = "s3://cluster/runs"
+CHECKPOINT_EVERY = 400
+
+
+@pytest.fixture(scope="module")
+def job(store: dict[str, str], dataset: Path) -> TrainJob:  # noqa: ARG001
+    """Longer than the tests; with a rate at which rounding does not grow, so that numbers can be compared."""
+    source = Location.of("s3://cluster/squares")
+    for path in sorted(dataset.rglob("*")):
+        if path.is_file():
+            (source / path.relative_to(dataset).as_posix()).write_bytes(path.read_bytes())
+    return run_job(
+        Path("unused"),
+        STORAGE,
+        OBJECTIVES["vae"],
+        name="elastic",
+        data={"source": source.url, "horizontal_flip": True},
+        optimizer={"generator": {"learning_rate": 1e-6}},
+        training={
+            "total_images": 10**6,
+            "report_every_images": 40,
+            "checkpoint_every_images": CHECKPOINT_EVERY,
+            "keep_checkpoints": 10,
+        },
+        resources={"workers": {"min": 1, "max": 2, "grow_every_s": 3.0}, "max_failures": 2},
+    )
+
+
+@pytest.fixture(scope="module")
+def job_file(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("job") / "elastic.yaml"
+    path.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(job: TrainJob) -> RunDirectory:
+    return RunDirectory.of(job)
+
+
+def wait_until(holds: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+    until_s = time.monotonic() + timeout_s
+    while not (found := holds()):
+        assert time.monotonic() < until_s, f"{what}; the driver says:\n{driver_log()}"
+        time.sleep(0.3)
+    return found
+
+
+def driver_log() -> str:
+    root = Location.of(STORAGE) / "elastic"
+    log = root / "logs" / f"attempt-{read_attempts(root)[-1].number:03d}" / "driver.log"
+    return log.read_text()[-5000:] if log.exists() else "nothing"
+
+
+def starts(run: RunDirectory) -> list[dict[str, Any]]:
+    return json.loads(run.provenance.read_text()) if run.provenance.exists() else []
+
+
+def wait_for_start(run: RunDirectory, number: int, num_ranks: int) -> int:
+    """The position at which the workers began for the ``number``-th time, as so many; when they have trained on."""
+    start = wait_until(lambda: len(starts(run)) >= number and starts(run)[number - 1], f"no start {number}")
+    assert start["num_ranks"] == num_ranks, starts(run)
+    position = int(start["position"])
+    wait_until(lambda: newest_checkpoint(run) >= position + CHECKPOINT_EVERY, f"start {number} trains nothing")
+    return position
+
+
+def attempt(run: RunDirectory) -> Any:
+    attempts = read_attempts(run.root)
+    return attempts[-1] if attempts else None
+
+
+def test_job_is_submitted_once_however_often_it_is_given(
+    cluster: LocalCluster, job_file: str, run: RunDirectory
+) -> None:
+    output = cluster.done("submit", job_file)
+    assert "3 nodes with 2 CPU and 0 GPU in all" in output
+    assert "submitted elastic-a1, which writes to s3://cluster/runs/elastic" in output
+    assert "joined elastic-a1" in cluster.done("submit", job_file)
+    other = cluster.done("submit", job_file, "--set", "seed=1", code=2)
+    assert "is being written by elastic-a1, which is another job" in other
+    assert wait_for_start(run, 1, num_ranks=2) == 0
+    listed = cluster.done("list", STORAGE, "--address", cluster.environment["RAY_ADDRESS"])
+    assert re.search(r"elastic\s*│ train │ running", listed)
+    assert "elastic-a1" in listed
+
+
+def test_second_driver_of_the_run_is_refused_with_the_first_ones_name(
+    cluster: LocalCluster, job_file: str, run: RunDirectory
+) -> None:
+    output = cluster.done("train", job_file, "--set", "resources.workers=1", code=2)
+    assert "is being written by another process (submission elastic-a1, process" in output
+    assert attempt(run).state is AttemptState.RUNNING
+
+
+def test_node_about_to_be_taken_away_costs_no_image(cluster: LocalCluster, run: RunDirectory) -> None:
+    # What Kubernetes does to a pod; `ray start --block` then tells Ray that its node will go.
+    cluster.kill("worker-1", signal.SIGTERM)
+    position = wait_for_start(run, 2, num_ranks=1)
+    assert position % CHECKPOINT_EVERY, "began at a checkpoint of the schedule, not at one made for the occasion"
+    assert position == last_position_before(run, 2)
+
+
+def last_position_before(run: RunDirectory, start: int) -> int:
+    """The newest checkpoint that the start before had made."""
+    begun = starts(run)[start - 2]["position"], starts(run)[start - 1]["position"]
+    return max(at for at in run.checkpoint_positions() if begun[0] <= at <= begun[1])
+
+
+def test_new_node_is_used_and_costs_no_image(cluster: LocalCluster, run: RunDirectory) -> None:
+    cluster.up()
+    position = wait_for_start(run, 3, num_ranks=2)
+    assert position in run.checkpoint_positions()
+    assert attempt(run).state is AttemptState.RUNNING
+
+
+def test_killed_node_costs_what_came_after_the_newest_checkpoint(
+    cluster: LocalCluster, run: RunDirectory, record_property: Callable[[str, object], None]
+) -> None:
+    cluster.kill("worker-2")
+    newest = newest_checkpoint(run)
+    reached = max(newest, *(int(line["position"]) for line in read_metrics(run)))
+    position = wait_for_start(run, 4, num_ranks=1)
+    lost = reached - position
+    record_property("images_lost_with_a_node", lost)
+    print(f"a killed node cost {max(lost, 0)} images; a checkpoint is made every {CHECKPOINT_EVERY}")
+    assert position >= newest
+    assert lost <= CHECKPOINT_EVERY
+    cluster.up()
+    wait_for_start(run, 5, num_ranks=2)
+
+
+def test_stop_saves_leaves_and_is_told_by_ray_and_by_storage(cluster: LocalCluster, run: RunDirectory) -> None:
+    output = cluster.done("stop", "elastic", "--storage", STORAGE)
+    position = int(re.search(r"stopped at ([\d,]+) images", output).group(1).replace(",", ""))  # type: ignore[union-attr]
+    assert newest_checkpoint(run) >= position
+    assert attempt(run).exit_code == 128 + signal.SIGTERM
+    listed = cluster.done("list", STORAGE, "--address", cluster.environment["RAY_ADDRESS"])
+    assert re.search(r"elastic-a1\s*│ stopped", listed)
+
+
+def test_resumed_run_survives_the_head_and_begins_again_on_a_new_one(cluster: LocalCluster, run: RunDirectory) -> None:
+    stopped_at = newest_checkpoint(run)
+    following = cluster.vaegen("resume", "elastic", "--storage", STORAGE, "--follow", "--retries", "2")
+    assert wait_for_start(run, 6, num_ranks=2) == stopped_at
+    cluster.kill("head")
+    reached = max(int(line["position"]) for line in read_metrics(run))
+    cluster.down()
+    address = cluster.environment["RAY_ADDRESS"]
+    told = cluster.done("status", "elastic", "--storage", STORAGE)
+    assert "elastic-a2" in told, "storage answers while there is no cluster"
+    assert "Started training worker group" in cluster.done("logs", "elastic", "--storage", STORAGE)
+    assert "rank=0" in cluster.done("logs", "elastic", "--storage", STORAGE, "--rank", "0")
+    following.kill()  # Its cluster has another port now.
+    following.communicate()
+    cluster.up()
+    assert cluster.environment["RAY_ADDRESS"] != address
+    output = cluster.done("resume", "elastic", "--storage", STORAGE, "--address", cluster.environment["RAY_ADDRESS"])
+    assert "submitted elastic-a3" in output
+    position = wait_for_start(run, 7, num_ranks=2)
+    print(f"a killed head cost {max(reached - position, 0)} images")
+    assert reached - position <= 2 * CHECKPOINT_EVERY
+    cluster.done("stop", "elastic", "--storage", STORAGE)
+
+
+def test_run_that_went_through_all_that_has_the_numbers_of_one_that_did_not(
+    job: TrainJob, run: RunDirectory, tmp_path: Path
+) -> None:
+    from vaegen_ray.training.local_session import local_session
+    from vaegen_ray.training.run import run_training
+
+    lines = [line for line in read_metrics(run) if "generator_loss" in line]
+    positions = [int(line["position"]) for line in lines]
+    assert positions == list(range(40, positions[-1] + 40, 40)), "a line is missing, or there twice"
+    alone = job.model_copy(
+        update={"storage": str(tmp_path), "training": job.training.model_copy(update={"total_images": positions[-1]})}
+    )
+    with local_session() as session:
+        run_training(alone, session)
+    undisturbed = {int(line["position"]): line for line in read_metrics(RunDirectory.of(alone))}
+    for name in ("generator_loss", "kl_nats", "nll_nats"):
+        ours = np.array([line[name] for line in lines])
+        theirs = np.array([undisturbed[at][name] for at in positions])
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, err_msg=name)
+
+
+def test_secret_of_the_store_is_found_nowhere(cluster: LocalCluster, run: RunDirectory) -> None:
+    client = boto3.client("s3")
+    keys = [stored["Key"] for stored in client.list_objects_v2(Bucket="cluster", Prefix="runs/")["Contents"]]
+    assert any(key.endswith("driver.log") for key in keys)
+    found = [key for key in keys if SECRET.encode() in client.get_object(Bucket="cluster", Key=key)["Body"].read()]
+    assert not found
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    assert not [key for key in keys if token.encode() in client.get_object(Bucket="cluster", Key=key)["Body"].read()]
+    assert run.root.exists()
+    records = cluster.done("submit", "jobs/smoke/vae.yaml", "--set", f"storage={STORAGE}", "--dry-run")
+    assert SECRET not in records
+    assert token not in records
