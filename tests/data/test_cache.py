@@ -139,6 +139,32 @@ def test_processes_that_start_together_fill_the_cache_once(made: Path, cache: Pa
     assert [name.split("/")[1] for name in names(NodeCache(cache))] == ["train.npy"]
 
 
+def test_processes_that_looked_at_the_same_time_do_not_wait_for_the_lease_of_the_one_that_made(tmp_path: Path) -> None:
+    """Two ranks did: one held the entry that it had made, and waited in a collective for the other."""
+    have_looked = threading.Barrier(2)
+    leases: list[Lease] = []
+
+    def enter() -> None:
+        first = True
+
+        def is_whole(path: Path) -> bool:
+            nonlocal first
+            whole = path.exists()
+            if first:
+                first = False
+                have_looked.wait(10)
+            return whole
+
+        leases.append(NodeCache(tmp_path).entry("a/train.npy", num_bytes=1, is_whole=is_whole, make=Path.touch))
+
+    threads = [threading.Thread(target=enter, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(leases) == 2
+
+
 def test_workspaces_that_vanish_while_room_is_counted_do_no_harm(tmp_path: Path) -> None:
     done = threading.Event()
 

@@ -47,6 +47,11 @@ def state_of(run: RunDirectory, position: int) -> dict[str, bytes]:
     return read_checkpoint(run.checkpoint(position))
 
 
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What clocks measured is not the same twice."""
+    return [{name: value for name, value in line.items() if not name.endswith("_s")} for line in lines]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -72,8 +77,7 @@ def test_forked_trial_is_bit_equal_to_the_same_trial_alone(
     end = second.training.final_position
     assert state_of(forked, end) == state_of(alone, end)
     assert forked.scores.read_text() == alone.scores.read_text()
-    timeless = [{**line, "time_s": 0, "images_per_s": 0} for line in read_metrics(forked)]
-    assert timeless == [{**line, "time_s": 0, "images_per_s": 0} for line in read_metrics(alone)]
+    assert without_times(read_metrics(forked)) == without_times(read_metrics(alone))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from vaegen_ray.cli import (
     pictures,
     plan,
     prepare,
+    render,
     runs,
     search,
     submit,
@@ -58,6 +59,7 @@ app.command()(pictures.sample)
 app.command()(pictures.reconstruct)
 app.command()(pictures.interpolate)
 app.add_typer(data.app, name="data")
+app.add_typer(render.app, name="render")
 app.add_typer(bench.app, name="bench")
 
 

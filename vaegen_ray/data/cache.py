@@ -88,8 +88,8 @@ class NodeCache:
             with _as_storage_errors(self.folder):
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 while not is_whole(path):
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    if not is_whole(path):
+                    # Without waiting: who has made the entry meanwhile holds it shared for as long as they live.
+                    if _become_exclusive(lock) and not is_whole(path):
                         self._make(path, num_bytes, make)
                         assert is_whole(path), path
                     # Not in one step: somebody may remove the entry in between.
@@ -160,16 +160,22 @@ class _Entry:
         """Keep others from it until ``locks`` ends; whether nobody uses or makes it."""
         descriptor = os.open(f"{self.path}{LOCK}", os.O_RDWR | os.O_CLOEXEC)
         locks.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return _become_exclusive(descriptor)
 
     def remove(self) -> None:
         """Remove it, and what a killed process was making of it."""
         _remove(self.path)
         _remove(Path(f"{self.path}{WORKSPACE}"))
+
+
+def _become_exclusive(descriptor: int) -> bool:
+    """Lock the file for this process alone; whether nobody else holds it. If not, this process holds it no more."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return False
+    return True
 
 
 def _allocate(file: Path, num_bytes: int) -> None:

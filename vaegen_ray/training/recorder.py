@@ -1,12 +1,13 @@
 """What is kept of a run while it trains: metrics, pictures, scores and checkpoints, each when it is due."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
@@ -20,9 +21,11 @@ from vaegen_ray.tracking.tracker import Tracker
 from vaegen_ray.training.checkpoint import save_checkpoint
 from vaegen_ray.training.collectives import gather_rows, is_rank_0
 from vaegen_ray.training.guard import FiniteGuard
-from vaegen_ray.training.reporting import MetricMeans, Rate
+from vaegen_ray.training.reporting import MetricMeans, Pace
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
+
+NOTHING: Mapping[str, float] = {}
 
 
 class Recorder:
@@ -36,22 +39,34 @@ class Recorder:
         tracker: Tracker | None,
         held_out: NDArray[np.uint8],
         fence: Fence | None,
+        own_tracker: Tracker | None = None,
     ) -> None:
-        """``tracker`` and ``fence`` are of rank 0, None on the others."""
+        """``tracker`` and ``fence`` are of rank 0, None on the others; ``own_tracker`` is of this rank, whichever."""
         self.job, self.session, self.run = job, session, run
         self.tracker, self.held_out, self.fence = tracker, held_out, fence
+        self._own_tracker = own_tracker
         self._fence_checked_s = time.monotonic()
         self.saved_at: int | None = None
         """Position of the newest checkpoint that this process wrote or began from."""
         self._means = MetricMeans()
-        self._rate: Rate | None = None
+        self._untold: dict[str, float] = {}
+        """For the next line of metrics."""
+        self._pace: Pace | None = None
+
+    def next_images(self, batches: Iterator[Tensor]) -> Tensor:
+        """The images of the next step; the time that they let the loop wait is counted."""
+        began_s = time.perf_counter()
+        images = next(batches)
+        if self._pace is not None:
+            self._pace.waited(time.perf_counter() - began_s)
+        return images
 
     def after_step(self, state: TrainState, batch: Batch, guard: FiniteGuard) -> None:
         """Do what has become due with this step."""
         training = self.job.training
         self._means.add(batch.metrics)
-        if self._rate is None:
-            self._rate = Rate(state.position)  # The first step warms up, and would spoil the rate.
+        if self._pace is None:
+            self._pace = Pace(state.position)  # The first step warms up, and would spoil the pace.
         is_last = state.position >= training.total_images
         if is_last or self._is_due(training.report_every_images, state.position):
             self.report(state, guard)
@@ -63,13 +78,15 @@ class Recorder:
     def report(self, state: TrainState, guard: FiniteGuard) -> None:
         """Write a line of metrics: means since the last line."""
         guard.check()
-        metrics = self._means.take()
-        if self._rate is not None and state.position > self._rate.position:
-            metrics["images_per_s"] = self._rate.take(state.position)
+        pace: dict[str, float] = {}
+        if self._pace is not None and state.position > self._pace.position:
+            pace = self._pace.take(state.position, self.job.training.images_per_step)
+            # Of all ranks, like the other means: each waits for the input of the slowest.
+            self._means.add({"data_wait_s": torch.tensor(pace["data_wait_s"], device=self.session.device)})
+        metrics = pace | self._means.take()
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
-        if self.tracker is not None:
-            self._check_fence_now_and_then()
-            self.tracker.scalars(metrics, state.position)
+        self._check_fence_now_and_then()
+        self._record(metrics, state.position, of_this_rank=pace)
         if is_rank_0():
             self.session.report(state.position, metrics)
 
@@ -86,8 +103,8 @@ class Recorder:
                 num_ranks=self.session.num_ranks,
                 gather=gather_rows,
             )
+            self._record(scores, state.position)
             if self.tracker is not None:
-                self.tracker.scalars(scores, state.position)
                 self._draw(generator, state.position, self.tracker)
         if is_rank_0():
             self.session.report_scores(state.position, scores)
@@ -100,6 +117,7 @@ class Recorder:
         if state.position == self.saved_at:
             return  # Written in place again, a kill could take the run's only checkpoint.
         self.saved_at = state.position
+        began_s = time.perf_counter()
         with self._clock_stopped():
             if self.tracker is not None:
                 self.tracker.flush()
@@ -107,6 +125,17 @@ class Recorder:
                 self.fence.check()
                 keep = self.job.training.keep_checkpoints
                 save_checkpoint(state, self.run, keep=keep, fence=self.fence.number)
+        self._untold["checkpoint_s"] = time.perf_counter() - began_s
+        if self._own_tracker is not None:
+            self._own_tracker.scalars(self._untold, state.position)
+
+    def _record(self, metrics: dict[str, float], position: int, of_this_rank: Mapping[str, float] = NOTHING) -> None:
+        """Give ``metrics`` to the trackers."""
+        if self._own_tracker is not None:
+            self._own_tracker.scalars({**metrics, **of_this_rank}, position)
+        if self.tracker is not None:
+            self.tracker.scalars({**metrics, **self._untold}, position)
+        self._untold = {}
 
     def _check_fence_now_and_then(self) -> None:
         """Not at each report, for it asks the store."""
@@ -133,9 +162,9 @@ class Recorder:
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[None]:
-        """Time that is not training's stays out of the images a second."""
-        if self._rate is not None:
-            self._rate.stop()
+        """Time that is not training's stays out of the pace."""
+        if self._pace is not None:
+            self._pace.stop()
         yield
-        if self._rate is not None:
-            self._rate.go_on()
+        if self._pace is not None:
+            self._pace.go_on()

@@ -33,20 +33,27 @@ class MetricMeans:
         return {name: float(value) for name, value in zip(names, values, strict=True) if math.isfinite(value)}
 
 
-class Rate:
-    """Images a second since the last question, on a clock that can be stopped."""
+class Pace:
+    """How fast it goes since the last question, on a host clock that can be stopped."""
 
     def __init__(self, position: int) -> None:
         self.position = position
         self._since = time.perf_counter()
         self._stopped_at = 0.0
+        self._waited_s = 0.0
 
-    def take(self, position: int) -> float:
-        """Images a second, all ranks together."""
+    def waited(self, seconds: float) -> None:
+        """So long the loop waited for images."""
+        self._waited_s += seconds
+
+    def take(self, position: int, images_per_step: int) -> dict[str, float]:
+        """Images a second, all ranks together; seconds a step, and of them this rank's wait for images."""
         now = time.perf_counter()
-        rate = (position - self.position) / max(now - self._since, 1e-9)
-        self.position, self._since = position, now
-        return rate
+        images, seconds = position - self.position, max(now - self._since, 1e-9)
+        steps = images / images_per_step
+        pace = {"images_per_s": images / seconds, "step_s": seconds / steps, "data_wait_s": self._waited_s / steps}
+        self.position, self._since, self._waited_s = position, now, 0.0
+        return pace
 
     def stop(self) -> None:
         """The time from now on is not training's."""

@@ -21,7 +21,7 @@ from vaegen_ray.evaluation.scores import load_scores, save_scores
 from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.runs.lease import Fence, Lease, holder_of
 from vaegen_ray.tracking.open import check_tracking, open_trackers
-from vaegen_ray.tracking.tracker import Trackers
+from vaegen_ray.tracking.tracker import Tracker, Trackers
 from vaegen_ray.training.checkpoint import highest_fence, restore_newest
 from vaegen_ray.training.collectives import gather_objects, is_rank_0, together
 from vaegen_ray.training.loop import Ending, train
@@ -73,11 +73,17 @@ def finished_result(job: TrainJob) -> RunResult | None:
 
 
 def run_training(
-    job: TrainJob, session: Session, command: Sequence[str] = (), *, until: int | None = None
+    job: TrainJob,
+    session: Session,
+    command: Sequence[str] = (),
+    *,
+    until: int | None = None,
+    own_tracker: Tracker | None = None,
 ) -> RunResult:
     """Run or resume ``job`` to its end, or only ``until`` so many images were used, with a checkpoint there.
 
-    Every rank calls it; ``command`` is what the user typed.
+    Every rank calls it; ``command`` is what the user typed. ``own_tracker`` takes the metrics on whichever rank has
+    one, with the waits of that rank, beside the trackers of the job, which are rank 0's.
     """
     use_exact_arithmetic()
     _check_ranks(job, session)
@@ -93,7 +99,7 @@ def run_training(
         tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
         if tracker is not None:
             stack.callback(tracker.close)
-        recorder = Recorder(job, session, run, tracker, held_out, fence)
+        recorder = Recorder(job, session, run, tracker, held_out, fence, own_tracker)
         recorder.saved_at = state.position or None
         return _train_and_evaluate(job, session, state, recorder, images, until or job.training.total_images)
 

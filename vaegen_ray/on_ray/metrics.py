@@ -1,0 +1,71 @@
+"""Metrics for those who operate a cluster: Ray's metrics, which each node exports to Prometheus as ``ray_<name>``."""
+
+from collections.abc import Mapping, Sequence
+
+from PIL.Image import Image
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.metrics import evaluated_metrics
+
+STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+WAIT_SECONDS = (0.0001, 0.001, 0.01, *STEP_SECONDS[2:])
+CHECKPOINT_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+LOSS, SCORE = "vaegen_loss", "vaegen_score"
+IMAGES_PER_S, POSITION = "vaegen_images_per_s", "vaegen_position_images"
+STEP, DATA_WAIT, CHECKPOINT = "vaegen_step_s", "vaegen_data_wait_s", "vaegen_checkpoint_s"
+PREEMPTIONS = "vaegen_preemptions_total"
+NAMES = (LOSS, SCORE, IMAGES_PER_S, POSITION, STEP, DATA_WAIT, CHECKPOINT, PREEMPTIONS)
+
+
+class RayMetrics:
+    """A tracker of one worker: its own step and wait, and on rank 0 what all workers share.
+
+    A histogram gets the mean of each line of metrics, not each step.
+    """
+
+    def __init__(self, job: TrainJob, rank: int) -> None:
+        self._tags = {"run": job.name, "rank": str(rank)}
+        self._is_rank_0 = rank == 0
+        self._scores = set(evaluated_metrics(job))
+        self._loss = Gauge(LOSS, "Loss, or another metric of training, by name", (*self._tags, "name"))
+        self._score = Gauge(SCORE, "Score of an evaluation, by name", (*self._tags, "name"))
+        self._position = Gauge(POSITION, "Images of the global sequence that have been used", (*self._tags,))
+        self._images_per_s = Gauge(IMAGES_PER_S, "Images a second, all workers together", (*self._tags,))
+        self._seconds = {
+            "step_s": self._histogram(STEP, "Seconds a step", STEP_SECONDS),
+            "data_wait_s": self._histogram(DATA_WAIT, "Seconds that a step waited for images", WAIT_SECONDS),
+            "checkpoint_s": self._histogram(CHECKPOINT, "Seconds to save a checkpoint", CHECKPOINT_SECONDS),
+        }
+
+    def scalars(self, record: Mapping[str, float], position: int) -> None:
+        """Export the newest values; Prometheus asks for them when it likes."""
+        for name, histogram in self._seconds.items():
+            if name in record and (self._is_rank_0 or name != "checkpoint_s"):
+                histogram.observe(record[name], self._tags)
+        if not self._is_rank_0:
+            return
+        self._position.set(position, self._tags)
+        if "images_per_s" in record:
+            self._images_per_s.set(record["images_per_s"], self._tags)
+        gauge = self._score if record.keys() <= self._scores else self._loss
+        for name in record.keys() - {*self._seconds, "images_per_s"}:
+            gauge.set(record[name], {**self._tags, "name": name})
+
+    def image(self, name: str, picture: Image, position: int) -> None:
+        """Nothing: Prometheus has numbers only."""
+
+    def flush(self) -> None:
+        """Nothing: Ray exports by itself."""
+
+    def close(self) -> None:
+        """Nothing is to be let go of; the values go with the process."""
+
+    def _histogram(self, name: str, description: str, boundaries: Sequence[float]) -> Histogram:
+        return Histogram(name, description, list(boundaries), (*self._tags,))
+
+
+def count_preemption(run: str) -> None:
+    """Count that the workers of ``run`` had to leave because a node was taken away. Call it in the driver."""
+    Counter(PREEMPTIONS, "Times that the workers left because a node was taken away", ("run",)).inc(1, {"run": run})

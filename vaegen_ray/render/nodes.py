@@ -1,0 +1,76 @@
+"""What a job asks of a cluster's nodes, and what it may name there."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vaegen_ray.config.job import Resources, TrainJob
+from vaegen_ray.config.loading import AnyJob
+from vaegen_ray.config.prepare import PrepareJob
+from vaegen_ray.config.search import SearchJob
+from vaegen_ray.errors import JobError
+
+TRIALS_AT_ONCE = 8
+"""Of a search that does not say how many; what the cluster has room for decides in the end."""
+NODES_OF_PREPARE = 4
+CPUS_OF_PREPARE = 4
+ROOTED = ("/", "~", "shipped:")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of one worker each."""
+
+    fewest: int
+    most: int
+    cpus: int
+    gpus: int
+    driver_trains: bool = False
+    """The process that runs the verb is the only worker."""
+    stop_window_s: float = Resources().stop_window_s
+
+
+def nodes_of(job: AnyJob) -> Nodes:
+    """The nodes that ``job`` can use; a GPU for each worker where it leaves that open."""
+    if isinstance(job, PrepareJob):
+        return Nodes(1, NODES_OF_PREPARE, CPUS_OF_PREPARE, 0)
+    train = job.base if isinstance(job, SearchJob) else job
+    resources = train.resources
+    trials = min(job.max_concurrent or TRIALS_AT_ONCE, job.trials) if isinstance(job, SearchJob) else 1
+    gpus = 1.0 if resources.gpus_per_worker is None else resources.gpus_per_worker
+    return Nodes(
+        fewest=resources.fewest_workers,
+        most=resources.most_workers * trials,
+        cpus=math.ceil(resources.cpus_per_worker),
+        gpus=math.ceil(gpus),
+        driver_trains=isinstance(job, TrainJob) and not resources.needs_ray,
+        stop_window_s=resources.stop_window_s,
+    )
+
+
+def check_paths(job: AnyJob) -> None:
+    """Refuse paths that begin in the directory of whoever renders, for the job's processes begin elsewhere."""
+    for key, path in _paths(job):
+        if path and not path.startswith(ROOTED) and "://" not in path:
+            raise JobError(
+                f"{key}: must be a URL such as s3://bucket/prefix, or a path that all nodes share and that begins with "
+                f"'/', got '{path}'; use --set {key}=s3://bucket/{path}"
+            )
+
+
+def _paths(job: AnyJob) -> Iterator[tuple[str, str | None]]:
+    if isinstance(job, PrepareJob):
+        yield "destination", job.destination
+        yield "source.path", getattr(job.source, "path", None)
+        yield "source.root", getattr(job.source, "root", None)
+        return
+    if isinstance(job, SearchJob):
+        yield "storage", job.storage
+        yield from ((f"warm_start[{index}]", place) for index, place in enumerate(job.warm_start))
+    train, prefix = (job.base, "base.") if isinstance(job, SearchJob) else (job, "")
+    if isinstance(job, TrainJob):
+        yield "storage", job.storage
+    yield f"{prefix}data.source", train.data.source
+    yield f"{prefix}data.cache", train.data.cache
+    if train.evaluation.features is not None:
+        yield f"{prefix}evaluation.features.weights", train.evaluation.features.weights

@@ -1,0 +1,66 @@
+"""A job as a batch script for Slurm: Ray on all nodes of the allocation, for as long as the job takes."""
+
+import shlex
+
+from vaegen_ray.config.loading import AnyJob, dump_job
+from vaegen_ray.render.nodes import check_paths, nodes_of
+
+SCRIPT = """\
+#!/usr/bin/env bash
+# Made by `vaegen render slurm`; cluster/README.md says how to use it.
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+{gpus}# Alone on its nodes, because at its end Ray stops every Ray there.
+#SBATCH --exclusive
+#SBATCH --time=1-00:00:00
+# So long before the time is over, the run is asked to save, and is then queued again, to go on where it was.
+#SBATCH --signal=B:TERM@{window_s}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# On a disk that all nodes share. The token keeps other users of these machines out.
+folder=$SLURM_SUBMIT_DIR/.vaegen-$SLURM_JOB_ID
+mkdir -p "$folder"
+trap 'rm -rf "$folder"' EXIT
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \\n' >"$folder/token")
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
+cat >"$folder/job.json" <<'JOB'
+{job}JOB
+
+# This script runs on the first node, which is where Ray's head and the command are.
+is_over=false
+save_and_leave() {{
+  is_over=true
+  [[ ! -s $folder/pid ]] || kill -TERM "$(<"$folder/pid")"
+}}
+trap save_and_leave TERM
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --cpu-bind=none ray symmetric-run --address "$head:$((20000 + SLURM_JOB_ID % 20000))" \\
+  --min-nodes "$SLURM_JOB_NUM_NODES" --dashboard-host=127.0.0.1 --disable-usage-stats \\
+  -- bash -c 'echo $$ >"$1/pid" && exec vaegen {kind} "$1/job.json"' _ "$folder" &
+step=$!
+code=0
+# A signal ends `wait` before the step has ended.
+while wait "$step" || code=$?; kill -0 "$step" 2>/dev/null; do :; done
+$is_over && scontrol requeue "$SLURM_JOB_ID"
+exit "$code"
+"""
+
+
+def render(job: AnyJob) -> str:
+    """The script for ``sbatch``. JobError where a path depends on the directory in which it is rendered."""
+    check_paths(job)
+    nodes = nodes_of(job)
+    return SCRIPT.format(
+        name=shlex.quote(job.name),
+        nodes=nodes.most,
+        gpus=f"#SBATCH --gpus-per-node={nodes.gpus}\n" if nodes.gpus else "",
+        window_s=int(nodes.stop_window_s),
+        job=dump_job(job),
+        kind=job.kind,
+    )
