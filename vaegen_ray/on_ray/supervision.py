@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 from vaegen_ray.config.job import ElasticWorkers, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import NoRoomError, StorageError, TrainingError, WorkersLostError
+from vaegen_ray.on_ray.metrics import count_preemption
 from vaegen_ray.on_ray.preflight import WorkerNeeds, autoscaler_can_hold, room_for
 from vaegen_ray.on_ray.session import MOVE
 from vaegen_ray.training.lineage import newest_checkpoint
@@ -44,7 +45,6 @@ class Supervisor:
     needs: WorkerNeeds
     workers: int = 0
     """At present; 0 while there are none."""
-    preemptions: int = 0
     _failures: int = 0
     _last_failure: tuple[str, int] | None = None
     _began_at: int = 0
@@ -74,7 +74,8 @@ class Supervisor:
             if stop_signal(run) is not None:
                 return self._stopped(run)
             run.stop_request.remove()
-            self.preemptions += 1
+            if not self._has_asked:
+                count_preemption(self.job.name)
             logger.warning("the workers have saved at %s images and left; beginning again", f"{result.position:,}")
 
     def look(self) -> None:
@@ -131,7 +132,7 @@ class Supervisor:
         """Count a failure; raise what ends the run."""
         was_preempted, problem = _cause(error)
         if was_preempted:
-            self.preemptions += 1
+            count_preemption(self.job.name)
             return
         if problem is not None and (problem, position) == self._last_failure:
             raise TrainingError(

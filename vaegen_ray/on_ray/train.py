@@ -18,6 +18,7 @@ from vaegen_ray.config.loading import dump_job, job_of
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
+from vaegen_ray.on_ray.metrics import RayMetrics
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.session import RaySession
 from vaegen_ray.on_ray.supervision import Supervisor
@@ -109,7 +110,7 @@ def _train_worker(config: dict[str, Any]) -> Any:
     session = RaySession(RunDirectory.of(job), config["fence"])
     try:
         with _archived_log(config["logs"], session.rank):
-            return run_training(job, session, config["command"])
+            return run_training(job, session, config["command"], own_tracker=RayMetrics(job, session.rank))
     except StorageError:
         raise  # Object stores recover; the supervisor begins again.
     except VaegenError as error:
