@@ -219,7 +219,8 @@ def test_windows_may_have_more_shards_than_the_soft_limit_of_open_files(made: Pa
 
 def test_window_larger_than_the_disk_is_refused_with_the_remedy(made: Path, cache: Path) -> None:
     data = data_of(made, cache, shuffle_window_images=40, cache_bytes=20_000)
-    with pytest.raises(NoRoomError, match=r"raise data.cache_bytes, .*; or lower data.shuffle_window_im"):
+    remedies = r"raise data.cache_bytes, .*; or lower data.shuffle_window_images, .* rows_per_shard: this shard has 9"
+    with pytest.raises(NoRoomError, match=remedies):
         batches_of(placed(data))
 
 

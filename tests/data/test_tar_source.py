@@ -81,7 +81,7 @@ def test_other_members_are_left_out_by_name(tmp_path: Path) -> None:
     members = [("./0.png", IMAGES[0]), ("./0.txt", b"caption"), ("1.txt", b"no image"), ("2.mp4", b"film"), (".x", b"")]
     images, left_out = images_of(tar_job(write_tar(tmp_path / "a.tar", *members)))
     assert [image.id for image in images] == ["a.tar/0"]
-    assert left_out.first_names == ["a.tar/1", "a.tar/2.mp4", "a.tar/2"]
+    assert left_out.first_names == ["a.tar/1", "a.tar/2.mp4"]
 
 
 def test_samples_that_cannot_be_used_are_rejected_by_name(tmp_path: Path) -> None:
@@ -140,3 +140,24 @@ def test_label_files_that_are_not_there_are_refused_at_once(tmp_path: Path) -> N
     path = write_tar(tmp_path / "a.tar", ("0.png", IMAGES[0]))
     with pytest.raises(DataError, match=r"source.label_extension: .* must hold .cls files with labels, got none"):
         open_source(tar_job(path, label_extension="cls")).plan()
+
+
+def test_labels_are_looked_for_behind_a_tar_file_without_samples(tmp_path: Path) -> None:
+    write_tar(tmp_path / "shards" / "a.tar")
+    write_tar(tmp_path / "shards" / "b.tar", *labelled("cls", b"3"))
+    plan = open_source(tar_job(tmp_path / "shards", label_extension="cls")).plan()
+    assert plan.label_type == "int64"
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_image_that_is_a_link_in_the_tar_is_rejected_and_not_lost_in_silence(kind: bytes, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", ("0.png", IMAGES[0]))
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("1.png")
+        link.type, link.linkname = kind, "0.png"
+        tar.addfile(link)
+    images, _ = images_of(tar_job(path))
+    assert [(image.id, image.problem) for image in images] == [
+        ("a.tar/0", None),
+        ("a.tar/1", "must be a file, got a link to '0.png'"),
+    ]

@@ -49,11 +49,17 @@ def test_shipped_dataset_has_no_problems() -> None:
 def test_shard_that_is_missing_and_one_that_is_left_over_are_named(made: Path) -> None:
     (made / "train-00001.parquet").rename(made / "train-00009.parquet")
     (made / ".unfinished").mkdir()
+    (made / ".unfinished" / "00000.json").touch()
     assert problems(made) == [
         ".unfinished: must not be there, dataset.json does not name it; remove it",
         "train-00009.parquet: must not be there, dataset.json does not name it; remove it",
         "train-00001.parquet: must be there, dataset.json names it, got nothing",
     ]
+
+
+def test_empty_folder_of_unfinished_work_that_a_store_still_shows_is_no_problem(made: Path) -> None:
+    (made / ".unfinished").mkdir()
+    assert problems(made) == []
 
 
 def test_truncated_shard_is_named_with_its_length(made: Path) -> None:

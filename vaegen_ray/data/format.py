@@ -20,6 +20,8 @@ SCHEMA_VERSION: Final = 2
 FINGERPRINT_VERSION: Final = 1
 """Of the rule of :func:`fingerprint_of`, which has outlived a version of the schema."""
 METADATA_FILE = "dataset.json"
+CARD_FILE = "README.md"
+"""By which Hugging Face `datasets` knows the splits of the folder; it takes files named `held_out` for no split."""
 JOB_FILE = "prepare.json"
 """The job that makes, or made, the dataset; written first."""
 REJECTED_FILE = "rejected.parquet"
@@ -95,6 +97,18 @@ class Metadata(Section):
                 if shard.row_groups != (groups := -(-shard.rows // self.rows_per_group)):
                     raise ValueError(f"{shard.file}: row_groups must be {groups}, got {shard.row_groups}")
         return self
+
+    def card(self) -> str:
+        """The text of ``README.md``, in the form of Hugging Face's dataset cards."""
+        splits = [split for split in SPLITS if self.counts.get(split)]
+        files = "".join(f"  - split: {split}\n    path: {split}-*.parquet\n" for split in splits)
+        counts = " and ".join(f"{self.counts[split]} {split.replace('_', '-')}" for split in splits)
+        shape = f"{self.image_size} x {self.image_size} x {self.channels}"
+        return (
+            f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n# {self.name}\n\n"
+            f"{counts} images of {shape}, made by `vaegen prepare` from {self.source}. "
+            f"Licence: {self.licence or 'not stated'}. `{METADATA_FILE}` has statistics and checksums.\n"
+        )
 
     def to_json(self) -> str:
         """The text of ``dataset.json``."""

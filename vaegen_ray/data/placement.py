@@ -218,7 +218,10 @@ class WindowedImages:
         try:
             return self._begin(shard).result()
         except NoRoomError as error:
-            raise NoRoomError(f"{error}; or lower data.shuffle_window_images, which changes the order") from error
+            raise NoRoomError(
+                f"{error}; or lower data.shuffle_window_images, which changes the order, or prepare the dataset with a "
+                f"lower rows_per_shard: this shard has {self._shards[shard].rows} images"
+            ) from error
 
     def _give_up(self, shards: set[int]) -> None:
         """Let the shards go, those too that are on their way."""

@@ -16,6 +16,7 @@ from vaegen_ray.data.chunks import LeftOut, Plan
 from vaegen_ray.data.conversion import Rejection
 from vaegen_ray.data.duplicates import find_duplicates
 from vaegen_ray.data.format import (
+    CARD_FILE,
     JOB_FILE,
     METADATA_FILE,
     REJECTED_FILE,
@@ -175,7 +176,7 @@ class _Commit:
         self._sizes: list[tuple[int, int]] = []
 
     def finish(self, tasks: Sequence[Task]) -> PrepareSummary:
-        """Write ``rejected.parquet``, clear what is left of earlier runs, and write ``dataset.json``."""
+        """Write ``rejected.parquet``, clear what is left of earlier runs, and describe the dataset."""
         with workspace(self._conversion.unfinished) as folder:
             table = TableWriter(REJECTED_SCHEMA, self._destination / REJECTED_FILE, folder)
             for task in tasks:
@@ -195,6 +196,7 @@ class _Commit:
         for name in filter(MADE_HERE.fullmatch, self._destination.names()):
             if name not in keep:
                 (self._destination / name).remove()
+        (self._destination / CARD_FILE).write_text(metadata.card())
         (self._destination / METADATA_FILE).write_text(metadata.to_json())
         self._conversion.unfinished.remove()
         return PrepareSummary(

@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -56,7 +56,7 @@ class TarImages:
             Chunk.of(number, [Piece((path,), (0,), version)], num_images=None)
             for number, (path, version) in enumerate(files)
         ]
-        return Plan(tuple(chunks), self._label_type(files[0][0]), LeftOut())
+        return Plan(tuple(chunks), self._label_type([path for path, _ in files]), LeftOut())
 
     def images(self, chunk: Chunk, left_out: LeftOut) -> Iterator[SourceImage]:
         """Give the samples as they come by: each its image, and its label where the job names one."""
@@ -67,7 +67,8 @@ class TarImages:
                 for name in sample.others:
                     left_out.add(as_text(f"{path}/{name}"))
                 if not sample.images:
-                    left_out.add(image_id)
+                    if not sample.others:
+                        left_out.add(image_id)
                     continue
                 try:
                     content, label, problem = sample.only_image(), self._label(sample), None
@@ -76,9 +77,10 @@ class TarImages:
                 split = split_of(image_id, self._held_out_fraction)
                 yield SourceImage(image_id, content, label, split, problem)
 
-    def _label_type(self, path: str) -> LabelType | None:
+    def _label_type(self, paths: Sequence[str]) -> LabelType | None:
         if self._source.label_extension is None:
             return None
+        path = next((path for path in paths if next(self._samples(path), None)), paths[0])
         for sample in self._samples(path):
             if sample.label is not None:
                 with suppress(DataError):  # The image is rejected with its reason.
@@ -120,14 +122,11 @@ class TarImages:
         sample = _Sample(stem)
         for member in members:
             extension = _stem_and_extension(member.name)[1].lower()
-            content = tar.extractfile(member)
-            if content is None:
-                continue
             if f".{extension.rsplit('.', 1)[-1]}" in image_suffixes():
-                sample.problem = size_problem(member.size)
-                sample.images[member.name] = b"" if sample.problem else content.read()
+                sample.problem = _link_problem(member) or size_problem(member.size)
+                sample.images[member.name] = b"" if sample.problem else _content(tar, member)
             elif extension == self._source.label_extension:
-                sample.label = content.read()
+                sample.label = _content(tar, member)
             elif extension not in ("cls", "txt", "json"):
                 sample.others.append(member.name)
         return sample
@@ -149,8 +148,20 @@ class _StrictHeader(tarfile.TarInfo):
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # It would keep the headers of all.
-        if member.isfile() and not any(part.startswith(".") for part in member.name.removeprefix("./").split("/")):
+        if not member.isdir() and not any(part.startswith(".") for part in member.name.removeprefix("./").split("/")):
             yield member
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member) if member.isfile() else None
+    return file.read() if file else b""
+
+
+def _link_problem(member: tarfile.TarInfo) -> str | None:
+    if member.isfile():
+        return None
+    # What it names has gone by.
+    return f"must be a file, got a link to '{as_text(member.linkname)}'"
 
 
 def _stem_and_extension(name: str) -> tuple[str, str]:

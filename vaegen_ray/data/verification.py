@@ -28,6 +28,8 @@ def problems_of(dataset: Dataset, on_images: OnImages) -> Iterator[str]:
     metadata, folder = dataset.metadata, dataset.location
     names = set(folder.names())
     shards = [shard for split in metadata.splits.values() for shard in split]
+    if not (folder / UNFINISHED).names():
+        names.discard(UNFINISHED)  # Some stores show the empty folder for a while.
     yield from _left_over(names, {shard.file for shard in shards}, metadata)
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as pool:
         for shard in shards:
