@@ -120,7 +120,7 @@ def summary(
     """One line: how many trials are where, the best so far, the front, the time left."""
     job = board.job
     counts = [f"{len(trials.by_state[state])} {state.value}" for state in SHOWN_STATES if trials.by_state[state]]
-    parts = [f"{trials.num_over} of {job.trials} trials over: {', '.join(counts)}"]
+    parts = [f"{trials.num_over} of {job.trials} trials over" + (f": {', '.join(counts)}" if counts else "")]
     if board.best is not None:
         best = trials[board.best].scores
         values = ", ".join(f"{goal.metric} {best[goal.metric]:.4g}" for goal in job.objectives)
