@@ -202,6 +202,15 @@ def test_overrides_leave_the_tree_of_the_file_alone() -> None:
     assert tree == tree_of()
 
 
+def test_override_of_an_axis_reaches_it_although_its_name_has_dots() -> None:
+    tree = {"space": {"objective.kl.weight": {"kind": "uniform", "low": 0.1, "high": 1.0}}}
+    changed = with_overrides(tree, ["space.objective.kl.weight.high=2.0", "space.model.latent_dim={kind: integer}"])
+    assert changed["space"] == {
+        "objective.kl.weight": {"kind": "uniform", "low": 0.1, "high": 2.0},
+        "model.latent_dim": {"kind": "integer"},
+    }
+
+
 # ---------------------------------------------------------------------------- round trip
 
 

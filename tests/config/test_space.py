@@ -95,6 +95,10 @@ def test_search_that_could_not_run_is_refused(sections: dict[str, Any], sentence
     assert sentence in refusal(**sections)
 
 
+def test_metric_that_no_job_reports_is_refused_in_one_sentence() -> None:
+    assert "\n" not in refusal(constraints=["kl_natz >= 5"])
+
+
 def test_gan_has_no_reconstruction_to_search_for() -> None:
     base = base_tree(objective={"kind": "gan", "discriminator": {"width": 4, "max_width": 8, "depth": 1}})
     del base["model"]["encoder"]

@@ -124,6 +124,12 @@ def test_rate_constraint_is_judged_from_the_first_rung() -> None:
     assert "in all constraints" in race.reasons[min(stopped)][1]
 
 
+def test_score_that_no_adversarial_start_upsets_is_judged_from_the_first_rung() -> None:
+    _, rule = pareto(objectives=({"metric": "val_accuracy", "goal": "maximize"},))
+    stopped = Race(rule, {n: {"val_accuracy": 90.0 - n} for n in range(10)}).to(EVERY)
+    assert set(stopped) == set(range(3, 10)), "four are needed to judge one"
+
+
 def test_value_is_the_mean_of_the_newest_rungs_and_not_the_best() -> None:
     _, rule = pareto(objectives=ONE, scheduler={"kind": "pareto", "smoothing_rungs": 2})
     trials = {number: Trial(number, {}) for number in range(11)}

@@ -66,7 +66,9 @@ def _fronts(console: Console, seeds: int) -> Table:
         histories = [search(rival, seed) for seed in range(seeds)]
         found = [volumes(history, box, tradeoff.final) for history in histories]
         against = against or [row[-1] for row in found]
-        gains = Estimate.of([row[-1] / other - 1 for row, other in zip(found, against, strict=True)])
+        # Not the mean of ratios: a seed on which the reference found next to nothing would decide it.
+        mean = sum(against) / seeds
+        gains = Estimate.of([(row[-1] - other) / mean for row, other in zip(found, against, strict=True)])
         untrained = sum(history.num_untrained_in_answer for history in histories) / seeds
         answers = sum(len(history.answer) for history in histories) / seeds
         table.add_row(

@@ -1,7 +1,9 @@
 """`vaegen leaderboard`: the answer of a search, finished or not, from storage alone."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -24,6 +26,7 @@ WATCH_PERIOD_S = 2.0
 ROWS_WHILE_SEARCHING = 12
 WIDTH_OF_A_FILE = 200
 """Characters of a line where the output is no terminal."""
+LEAST_WIDTH_OF_A_REASON = 20
 SHOWN_STATES = (
     TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED, TrialState.FAILED,
     TrialState.INVALID,
@@ -52,7 +55,7 @@ def leaderboard_command(
     elif watch:
         _watch(directory, job, console)
     else:
-        console.print(_whole(board, trials))
+        console.print(_whole(board, trials, console.width))
 
 
 def wide_console() -> Console:
@@ -68,16 +71,16 @@ def _watch(directory: SearchDirectory, job: SearchJob, console: Console) -> None
         while True:
             trials = read_trials(directory)
             board = leaderboard(job, trials)
-            live.update(front_table(board, summary(board, trials)), refresh=True)
+            live.update(front_table(board, summary(board, trials), console.width), refresh=True)
             time.sleep(WATCH_PERIOD_S)
 
 
-def _whole(board: "Leaderboard", trials: Trials) -> RenderableType:
+def _whole(board: "Leaderboard", trials: Trials, width: int) -> RenderableType:
     lines = [
         Text(f"{metric} depends on " + ", ".join(f"{name} ({part:.0%})" for name, part in parts.items()))
         for metric, parts in _importances(board, trials).items()
     ]
-    return Group(*_tables(board, len(board.trials)), *lines, Text(summary(board, trials)))
+    return Group(*_tables(board, len(board.trials), width), *lines, Text(summary(board, trials)))
 
 
 def _importances(board: "Leaderboard", trials: Trials) -> dict[str, dict[str, float]]:
@@ -86,32 +89,59 @@ def _importances(board: "Leaderboard", trials: Trials) -> dict[str, dict[str, fl
     return importances(board.job, trials)
 
 
-def front_table(board: "Leaderboard", line: str) -> RenderableType:
-    """The best trials above one line about the whole search."""
-    return Group(*_tables(board, ROWS_WHILE_SEARCHING), Text(line))
+def front_table(board: "Leaderboard", line: str, width: int) -> RenderableType:
+    """The best trials, in ``width`` characters, above one line about the whole search."""
+    return Group(*_tables(board, ROWS_WHILE_SEARCHING, width), Text(line))
 
 
-def _tables(board: "Leaderboard", num_rows: int) -> list[Table | Text]:
-    job = board.job
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    cells: list[str]
+    justify: Literal["left", "right"] = "right"
+    style: str | None = None
+
+    @property
+    def width(self) -> int:
+        """With the space around it."""
+        return 3 + max(map(len, [*self.heading.split("\n"), *self.cells]))
+
+
+def _tables(board: "Leaderboard", num_rows: int, width: int) -> list[Table | Text]:
     if not board.trials:
         return []
+    job, rows, trials = board.job, board.rows(num_rows), board.trials[:num_rows]
+    columns = [
+        _Column("", [(">" if row["is_best"] else " ") + ("*" if row["on_front"] else " ") for row in rows], "left"),
+        _Column("trial", [str(trial.number) for trial in trials]),
+        _Column("state", [_state(row) for row in rows], "left"),
+        _Column("images", [f"{trial.position:,}" for trial in trials]),
+        *(_Column(metric.replace("_", "\n", 1), [_number(row[metric]) for row in rows]) for metric in job.metrics),
+    ]
+    # What follows is shown as far as there is room for it: a table that is squeezed cannot be read.
+    left_out, room = 0, width - 1 - sum(column.width for column in columns)
     short = _short_names(list(job.space))
-    table = Table(title=f"{job.name}: * on the front, > the {'knee' if len(job.objectives) > 1 else 'best'}")
-    for heading in ("", "trial", "state", "images"):
-        table.add_column(heading, justify="left" if heading in ("", "state") else "right", no_wrap=True)
-    for metric in job.metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
     for name in job.space:
-        table.add_column(short[name], justify="right", style="dim", no_wrap=True)
-    table.add_column("why", style="dim", no_wrap=True)
-    for row, trial in zip(board.rows(num_rows), board.trials, strict=False):
-        mark = (">" if row["is_best"] else " ") + ("*" if row["on_front"] else " ")
-        state = f"{row['state']}, infeasible" if row["keeps_constraints"] is False else row["state"]
-        metrics = [_number(row[metric]) for metric in job.metrics]
-        settings = [_number(trial.settings.get(name)) for name in job.space]
-        table.add_row(mark, str(trial.number), state, f"{trial.position:,}", *metrics, *settings, trial.reason)
-    hidden = len(board.trials) - num_rows
-    return [table] + ([Text(f"... and {hidden} more")] if hidden > 0 else [])
+        column = _Column(short[name], [_number(trial.settings.get(name)) for trial in trials], style="dim")
+        room -= column.width
+        left_out += room < 0
+        if room >= 0:
+            columns.append(column)
+    if any(trial.reason for trial in trials) and room >= LEAST_WIDTH_OF_A_REASON:
+        columns.append(_Column("why", [trial.reason for trial in trials], "left", "dim"))
+    table = Table(title=f"{job.name}: * on the front, > the {'knee' if len(job.objectives) > 1 else 'best'}")
+    for column in columns:
+        table.add_column(column.heading, justify=column.justify, style=column.style, no_wrap=True)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
+    hidden = [f"{len(board.trials) - num_rows} more trials"] if len(board.trials) > num_rows else []
+    hidden += [f"{left_out} settings: widen the terminal, or use --csv"] if left_out else []
+    return [table] + ([Text(f"... and {', and '.join(hidden)}")] if hidden else [])
+
+
+def _state(row: Mapping[str, object]) -> str:
+    is_infeasible = row["state"] == TrialState.COMPLETE.value and row["keeps_constraints"] is False
+    return "infeasible" if is_infeasible else str(row["state"])
 
 
 def summary(
@@ -120,7 +150,7 @@ def summary(
     """One line: how many trials are where, the best so far, the front, the time left."""
     job = board.job
     counts = [f"{len(trials.by_state[state])} {state.value}" for state in SHOWN_STATES if trials.by_state[state]]
-    parts = [f"{trials.num_over} of {job.trials} trials over: {', '.join(counts)}"]
+    parts = [f"{trials.num_over} of {job.trials} trials over" + (f": {', '.join(counts)}" if counts else "")]
     if board.best is not None:
         best = trials[board.best].scores
         values = ", ".join(f"{goal.metric} {best[goal.metric]:.4g}" for goal in job.objectives)

@@ -98,14 +98,14 @@ def _run(job: SearchJob) -> None:
             if progress.is_stopping:
                 line += " | stopping: trials save and leave"
             if console.is_terminal:
-                live.update(front_table(board, line), refresh=True)
+                live.update(front_table(board, line, console.width), refresh=True)
             elif line.split(" | time ")[0] != printed[0]:
                 printed[0] = line.split(" | time ")[0]
                 say(line)
 
         trials = run_search(job, show)
     board = leaderboard(job, trials)
-    console.print(front_table(board, summary(board, trials)))
+    console.print(front_table(board, summary(board, trials), console.width))
     if not is_over(job, trials):
         say(f"not finished; go on with: vaegen search resume {directory.root}")
     if board.best is not None:

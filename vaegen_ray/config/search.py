@@ -162,7 +162,7 @@ class ParetoStopping(Section):
     reduction: Annotated[float, Field(gt=1, strict=True)] = 2.0
     """Of the trials that reached a rung, those in the best 1/reduction go on for sure."""
     grace_images: Images | None = None
-    """Nothing but the rate is judged before; by default adversarial.start_images + 15 % of the run."""
+    """Neither distortion nor sample quality is judged before; by default adversarial.start_images + 15 % of the run."""
     quality_from_fraction: ProperFraction = 0.6
     """Part of the run after which sample quality (`sample_*`) is judged."""
     smoothing_rungs: Count = 2

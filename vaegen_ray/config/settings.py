@@ -39,10 +39,19 @@ def _replaced(tree: Any, keys: list[str], value: Any, path: str) -> Tree:
     if not isinstance(tree, dict):
         above = path.removesuffix("." + ".".join(keys))
         raise JobError(f"{path}: '{above}' is a plain value, {shown(tree)}; set that as a whole")
-    key, rest = keys[0], keys[1:]
+    num_words = _words_of_key(tree, keys)
+    key, rest = ".".join(keys[:num_words]), keys[num_words:]
     if rest:
         below = tree.get(key)
         return {**tree, key: _replaced({} if below is None else below, rest, value, path)}
     if key == "kind" and tree.get("kind") not in (None, value):
         return {"kind": value}
     return {**tree, key: value}
+
+
+def _words_of_key(tree: Tree, keys: list[str]) -> int:
+    """How many of ``keys`` make the next key: one, except among the axes of a space, whose names have dots."""
+    for num_words in range(len(keys), 0, -1):
+        if ".".join(keys[:num_words]) in tree:
+            return num_words
+    return len(keys) if any("." in key for key in tree) else 1

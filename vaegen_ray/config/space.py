@@ -198,6 +198,7 @@ def _conditions_of(name: str, axis: Axis, space: Mapping[str, Axis]) -> Iterator
 def _bounds(search: SearchJob, name: str, axis: Axis, ordered: Mapping[str, Axis]) -> Iterator[str]:
     """Build the job that each bound gives."""
     tree = _tree(search.base)
+    metrics = set(search.metrics) & set(evaluated_metrics(search.base))  # The others are refused already.
     for label, value in _probes(axis):
         settings = _example(search, {name: value, **_required(axis, ordered)}, ordered)
         try:
@@ -215,7 +216,7 @@ def _bounds(search: SearchJob, name: str, axis: Axis, ordered: Mapping[str, Axis
             if not isinstance(axis, Choice):
                 return
         else:
-            if missing := [metric for metric in search.metrics if metric not in evaluated_metrics(job)]:
+            if missing := sorted(metrics.difference(evaluated_metrics(job))):
                 yield f"space.{name}.{label}: {shown(value)} makes a job that never reports '{missing[0]}'; remove it"
                 return
             if name not in flat(_tree(job)):

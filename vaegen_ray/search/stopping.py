@@ -22,8 +22,8 @@ from vaegen_ray.config.search import (
 from vaegen_ray.config.space import in_order, is_active
 from vaegen_ray.search.trials import Trial
 
-RATE = ("kl_nats", "active_units")
-"""What the code carries. Its rank early in a run is its rank at the end (Spearman 0.87 after 8 % of it)."""
+DISTORTION, QUALITY = "reconstruction_", "sample_"
+"""Scores that the adversarial start upsets; the rate after 8 % of a run ranks trials as at its end (Spearman 0.87)."""
 
 COLLAPSED_NATS = 0.01
 """Of KL an image: the code carries nothing."""
@@ -65,10 +65,10 @@ class ParetoRule:
     not in the best ``1/reduction`` of those that reached the rung, four at least, goes no further. A trial that breaks
     constraints is dominated by all that break them less.
 
-    What may be judged when: the rate from the first rung; everything else after the grace period; distortion only
-    after the trial's adversarial start, among trials of the same age since theirs; sample quality late. While one
-    objective of several may not be judged yet, only constraints are: who is dominated in some objectives may well
-    be the best in the one that is missing, which for a VAE-GAN is the rule.
+    What may be judged when: the rate, and whatever is neither distortion nor sample quality, from the first rung;
+    distortion after the grace period and the trial's adversarial start, among trials of the same age since theirs;
+    sample quality late. While one objective of several may not be judged yet, only constraints are: who is dominated
+    in some objectives may well be the best in the one that is missing, which for a VAE-GAN is the rule.
     """
 
     def __init__(self, job: SearchJob, settings: ParetoStopping) -> None:
@@ -105,14 +105,13 @@ class ParetoRule:
         start, late = self._start_images(trial), self._settings.quality_from_fraction * self._total_images
         judged = set()
         for metric in self._job.metrics:
-            if metric in RATE:
-                judged.add(metric)
-            elif position < self._grace_images(start):
-                continue
-            elif metric.startswith("reconstruction_"):
-                if position > start:
-                    judged.add(metric)
-            elif position >= late:
+            if metric.startswith(DISTORTION):
+                is_judged = position >= self._grace_images(start) and position > start
+            elif metric.startswith(QUALITY):
+                is_judged = position >= max(self._grace_images(start), late)
+            else:
+                is_judged = True
+            if is_judged:
                 judged.add(metric)
         return judged
 
@@ -143,7 +142,7 @@ class ParetoRule:
 
     def _collapse(self, trial: Trial, position: int) -> str | None:
         """Two rungs with an unused code after the grace period, where the search asks for reconstructions."""
-        if not any(metric.startswith("reconstruction_") for metric in self._job.metrics):
+        if not any(metric.startswith(DISTORTION) for metric in self._job.metrics):
             return None
         if position < self._grace_images(self._start_images(trial)):
             return None
