@@ -8,6 +8,7 @@ way is printed and tried again.
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+
+logger = logging.getLogger("spot_drain")
 
 METADATA = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal"}
 """Where each cloud's instances ask about themselves."""
@@ -57,6 +60,7 @@ def drain(remaining_s: int) -> bool:
 
 def main() -> int:
     """Wait for the notice, then drain."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cloud", choices=CLOUDS)
     parser.add_argument("--metadata", help="URL of the metadata server")
@@ -68,20 +72,20 @@ def main() -> int:
             if takes_away(metadata):
                 break
         except (OSError, ValueError, KeyError) as error:
-            print(f"spot_drain: no answer from {metadata}: {error}", file=sys.stderr, flush=True)
+            logger.warning("no answer from %s: %s", metadata, error)
         time.sleep(options.every)
     noticed_s = time.monotonic()
     while True:
         left_s = NOTICE_S[options.cloud] - MARGIN_S - round(time.monotonic() - noticed_s)
         if left_s <= 0:
-            print("spot_drain: too late to drain", file=sys.stderr, flush=True)
+            logger.error("too late to drain")
             return 1
         try:
             if drain(left_s):
-                print(f"spot_drain: draining, {left_s} s left", flush=True)
+                logger.warning("draining, %d s left", left_s)
                 return 0
         except (OSError, LookupError) as error:
-            print(f"spot_drain: {error}", file=sys.stderr, flush=True)
+            logger.warning("%s", error)
         time.sleep(1)
 
 

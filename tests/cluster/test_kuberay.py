@@ -21,7 +21,9 @@ from vaegen_ray.render.nodes import nodes_of
 FACES = "jobs/train/vae_gan_faces_64.yaml"
 ON_S3 = ("storage=s3://my-bucket/runs", "data.source=s3://my-bucket/datasets/faces_64")
 SEARCH_ON_S3 = (
-    "storage=s3://b/searches", "base.data.source=s3://b/faces", "base.evaluation.features.weights=s3://b/inception",
+    "storage=s3://b/searches",
+    "base.data.source=s3://b/faces",
+    "base.evaluation.features.weights=s3://b/inception",
 )
 IMAGE = "registry.example/vaegen_ray:1"
 Tree = dict[str, Any]

@@ -19,7 +19,9 @@ def kuberay_command(
     job_file: JobFile,
     overrides: Overrides = None,
     image: Annotated[str, typer.Option(help="Made from cluster/image/Dockerfile.")] = f"vaegen_ray:{__version__}",
-    queue: Annotated[str | None, typer.Option(help="A local queue of Kueue, which decides when the job starts.")] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="A local queue of Kueue, which decides when the job starts.")
+    ] = None,
 ) -> None:
     """Print a RayJob for this job: vaegen render kuberay JOB | kubectl apply -f -."""
     typer.echo(kuberay.render(load_job(job_file, overrides or []), image, queue), nl=False)
