@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -71,19 +72,6 @@ def metadata() -> Iterator[Metadata]:
     server.server_close()
 
 
-@pytest.fixture
-def raylet(tmp_path: Path) -> Iterator[None]:
-    """A process that has a raylet's command line."""
-    program = tmp_path / "raylet"
-    program.write_text("#!/bin/bash\nwhile true; do sleep 0.1; done\n")
-    program.chmod(0o755)
-    arguments = [str(program), f"--node_id={NODE}", f"--gcs-address={HEAD}"]
-    process = subprocess.Popen(arguments, executable="/bin/bash", stdin=subprocess.DEVNULL)
-    yield
-    process.kill()
-    process.wait()
-
-
 def poller(cloud: str, metadata: Metadata, tmp_path: Path, code: int = 0) -> subprocess.Popen[str]:
     """Start it, with a `ray` that writes down its arguments, and that fails the first time with ``code``."""
     ray = tmp_path / "commands" / "ray"
@@ -94,6 +82,7 @@ def poller(cloud: str, metadata: Metadata, tmp_path: Path, code: int = 0) -> sub
     ray.chmod(0o755)
     url = f"http://127.0.0.1:{metadata.server_port}"
     command = [sys.executable, "cluster/spot_drain.py", cloud, "--metadata", url, "--every", "0.05"]
+    command += ["--node-id", NODE, "--address", HEAD]
     environment = {"PATH": f"{ray.parent}:/usr/bin:/bin", "http_proxy": "http://127.0.0.1:9"}
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -105,7 +94,6 @@ def wait_for(metadata: Metadata, requests: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.usefixtures("raylet")
 @pytest.mark.parametrize(("cloud", "at_most_s"), [("aws", 110), ("gcp", 20)])
 def test_notice_of_the_cloud_drains_this_node_in_time(
     cloud: str, at_most_s: int, metadata: Metadata, tmp_path: Path
@@ -123,7 +111,6 @@ def test_notice_of_the_cloud_drains_this_node_in_time(
     assert at_most_s - 5 < int(call.split()[-1]) <= at_most_s
 
 
-@pytest.mark.usefixtures("raylet")
 def test_faults_of_the_metadata_and_of_ray_are_tried_again(metadata: Metadata, tmp_path: Path) -> None:
     metadata.is_broken = True
     process = poller("aws", metadata, tmp_path, code=1)
@@ -133,6 +120,25 @@ def test_faults_of_the_metadata_and_of_ray_are_tried_again(metadata: Metadata, t
     assert process.returncode == 0
     assert "503" in errors
     assert len((tmp_path / "calls").read_text().splitlines()) == 2
+
+
+def test_node_is_found_by_its_raylet(tmp_path: Path) -> None:
+    def process(number: int, *command: str) -> None:
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_text("\0".join([*command, ""]))
+
+    this_node = runpy.run_path("cluster/spot_drain.py")["this_node"]
+    process(1, "/sbin/init")
+    process(2, "python", "raylet_watch.py", "--node_id=cd", "--gcs-address=10.0.0.2:1")
+    with pytest.raises(LookupError, match="0 Ray nodes"):
+        this_node(tmp_path)
+    process(
+        3, "/ray/core/src/ray/raylet/raylet", "--store", f"--node_id={NODE}", "--static=CPU,1", f"--gcs-address={HEAD}"
+    )
+    assert this_node(tmp_path) == (NODE, HEAD)
+    process(4, "/ray/core/src/ray/raylet/raylet", "--node_id=ef", "--gcs-address=10.0.0.2:1")
+    with pytest.raises(LookupError, match=r"2 Ray nodes.*--node-id"):
+        this_node(tmp_path)
 
 
 def test_ray_knows_the_command_and_its_options() -> None:
