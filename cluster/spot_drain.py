@@ -8,6 +8,7 @@ way is printed and tried again.
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+
+logger = logging.getLogger("spot_drain")
 
 METADATA = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal"}
 """Where each cloud's instances ask about themselves."""
@@ -46,9 +49,9 @@ def compute_engine_takes_away(metadata: str) -> bool:
 CLOUDS: dict[str, Callable[[str], bool]] = {"aws": ec2_takes_away, "gcp": compute_engine_takes_away}
 
 
-def drain(remaining_s: int) -> bool:
-    """Have Ray drain this node; whether Ray accepted."""
-    node_id, address = _this_node()
+def drain(node: tuple[str, str], remaining_s: int) -> bool:
+    """Have Ray drain the node of this id, in the cluster of this address; whether Ray accepted."""
+    node_id, address = node
     command = ["ray", "drain-node", "--address", address, "--node-id", node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes the instance away"]
     command += ["--deadline-remaining-seconds", str(remaining_s)]
@@ -57,10 +60,13 @@ def drain(remaining_s: int) -> bool:
 
 def main() -> int:
     """Wait for the notice, then drain."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cloud", choices=CLOUDS)
     parser.add_argument("--metadata", help="URL of the metadata server")
     parser.add_argument("--every", type=float, default=POLL_S, metavar="SECONDS")
+    parser.add_argument("--node-id", help="of this node; by default that of the raylet that runs here")
+    parser.add_argument("--address", help="of the node's cluster, with --node-id")
     options = parser.parse_args()
     takes_away, metadata = CLOUDS[options.cloud], options.metadata or METADATA[options.cloud]
     while True:
@@ -68,34 +74,38 @@ def main() -> int:
             if takes_away(metadata):
                 break
         except (OSError, ValueError, KeyError) as error:
-            print(f"spot_drain: no answer from {metadata}: {error}", file=sys.stderr, flush=True)
+            logger.warning("no answer from %s: %s", metadata, error)
         time.sleep(options.every)
     noticed_s = time.monotonic()
     while True:
         left_s = NOTICE_S[options.cloud] - MARGIN_S - round(time.monotonic() - noticed_s)
         if left_s <= 0:
-            print("spot_drain: too late to drain", file=sys.stderr, flush=True)
+            logger.error("too late to drain")
             return 1
         try:
-            if drain(left_s):
-                print(f"spot_drain: draining, {left_s} s left", flush=True)
+            node = (options.node_id, options.address) if options.node_id else this_node()
+            if drain(node, left_s):
+                logger.warning("draining, %d s left", left_s)
                 return 0
         except (OSError, LookupError) as error:
-            print(f"spot_drain: {error}", file=sys.stderr, flush=True)
+            logger.warning("%s", error)
         time.sleep(1)
 
 
-def _this_node() -> tuple[str, str]:
-    """Id and address of the head, from the command line of this machine's raylet; LookupError where there is none."""
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+def this_node(processes: Path = Path("/proc")) -> tuple[str, str]:
+    """Id and cluster address of the one Ray node on this machine, by its raylet's command line; else LookupError."""
+    found = []
+    for file in processes.glob("[0-9]*/cmdline"):
         try:
             program, *arguments = file.read_text(errors="replace").split("\0")
         except OSError:
             continue  # It has ended meanwhile.
         if Path(program).name == "raylet":
             values = dict(argument.lstrip("-").split("=", 1) for argument in arguments if "=" in argument)
-            return values["node_id"], values["gcs-address"]
-    raise LookupError("no raylet runs here; start Ray first")
+            found.append((values["node_id"], values["gcs-address"]))
+    if len(found) != 1:
+        raise LookupError(f"{len(found)} Ray nodes run here, not one; start one, or choose by --node-id and --address")
+    return found[0]
 
 
 def _ask(url: str, *, method: str = "GET", headers: dict[str, str]) -> str | None:

@@ -94,7 +94,7 @@ def _ray_job(name: str, job: AnyJob, image: str, queue: str | None) -> Tree:
 
 
 def cluster_spec(nodes: Nodes, image: str, *, job_in: str | None, grows: bool) -> Tree:
-    """The cluster: a head that trains nothing, not on spot nodes, and spot workers; the job of a ConfigMap in each pod."""
+    """A head that trains nothing and is not on a spot node, and spot workers; in each pod the ConfigMap ``job_in``."""
     autoscaler = {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 300},

@@ -39,7 +39,8 @@ save_and_leave() {{
 }}
 trap save_and_leave TERM
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Not by `head`, which ends the pipe before the list has, and with it this script.
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 srun --cpu-bind=none ray symmetric-run --address "$head:$((20000 + SLURM_JOB_ID % 20000))" \\
   --min-nodes "$SLURM_JOB_NUM_NODES" --dashboard-host=127.0.0.1 --disable-usage-stats \\
   -- bash -c 'echo $$ >"$1/pid" && exec vaegen {kind} "$1/job.json"' _ "$folder" &

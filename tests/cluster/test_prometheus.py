@@ -1,0 +1,128 @@
+"""What Prometheus and Grafana are told: metrics that exist, and alerts that come when they should and only then."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vaegen_ray.on_ray import metrics
+
+FOLDER = Path("cluster/prometheus")
+OF_RAY = {"ray_node_gpus_utilization"}
+DASHBOARD = json.loads((FOLDER / "grafana.json").read_text())
+RULES = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]
+EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]] + [
+    rule["expr"] for rule in RULES
+]
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def names(expression: str) -> set[str]:
+    """Without the suffixes that a histogram has."""
+    return {re.sub(r"_(sum|count|bucket)$", "", name) for name in re.findall(r"ray_\w+", expression)}
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_metric_of_dashboard_and_alerts_is_exported(expression: str) -> None:
+    assert names(expression) <= {f"ray_{name}" for name in metrics.NAMES} | OF_RAY
+
+
+def test_dashboard_shows_every_metric() -> None:
+    shown = set().union(*map(names, EXPRESSIONS))
+    assert {f"ray_{name}" for name in metrics.NAMES} <= shown
+
+
+def test_panels_are_told_apart_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in panels
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+
+
+def test_scraping_shows_the_token() -> None:
+    jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    assert all(job["authorization"]["type"] == "Bearer" for job in jobs)
+
+
+@needs_promtool
+def test_promtool_accepts_the_files() -> None:
+    subprocess.run(["promtool", "check", "config", "--syntax-only", FOLDER / "prometheus.yml"], check=True)
+    subprocess.run(["promtool", "check", "rules", FOLDER / "alerts.yml"], check=True)
+
+
+def series(name: str, values: str, **labels: str) -> dict[str, str]:
+    told = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return {"series": f"{name}{{{told}}}", "values": values}
+
+
+MOVING, STANDING = (
+    series("ray_vaegen_position_images", "0+100x240", run="a"),
+    [series("ray_vaegen_position_images", "700x240", run="a")],
+)
+STEPS = [series("ray_vaegen_step_s_sum", "0+10x240", run="a", rank="1")]
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("alert", "input_series", "comes"),
+    [
+        ("RunStalled", STANDING, True),
+        ("RunStalled", [MOVING], False),
+        ("RunStalled", [series("ray_vaegen_position_images", "700x20", run="a")], False),
+        ("GpuIdle", [MOVING, series("ray_node_gpus_utilization", "5x240", ip="1", GpuIndex="0")], True),
+        ("GpuIdle", [MOVING, series("ray_node_gpus_utilization", "95x240", ip="1", GpuIndex="0")], False),
+        ("GpuIdle", [series("ray_node_gpus_utilization", "0x240", ip="1", GpuIndex="0")], False),
+        ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0+1x240", run="a")], True),
+        ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0x240", run="a")], False),
+        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s_sum", "0+5x240", run="a", rank="1")], True),
+        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s_sum", "0+1x240", run="a", rank="1")], False),
+        (
+            "CheckpointSlow",
+            [
+                series("ray_vaegen_checkpoint_s_sum", "0+90x240", run="a"),
+                series("ray_vaegen_checkpoint_s_count", "0+1x240", run="a"),
+            ],
+            True,
+        ),
+        (
+            "CheckpointSlow",
+            [
+                series("ray_vaegen_checkpoint_s_sum", "0+9x240", run="a"),
+                series("ray_vaegen_checkpoint_s_count", "0+1x240", run="a"),
+            ],
+            False,
+        ),
+    ],
+)
+def test_alert_comes_when_it_should_and_only_then(
+    alert: str, input_series: list[dict[str, str]], comes: bool, tmp_path: Path
+) -> None:
+    (rule,) = [rule for rule in RULES if rule["alert"] == alert]
+    # Its number alone: labels and annotations are not what is tested here.
+    query = f"count({rule['expr']})"
+    samples = [{"labels": "{}", "value": 1}] if comes else []
+    test: dict[str, Any] = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": input_series,
+                "promql_expr_test": [{"expr": query, "eval_time": "45m", "exp_samples": samples}],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump(test))
+    done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
