@@ -160,7 +160,9 @@ class _Reference:
         assert network.encoder is not None
         with batch.networks():
             mean_BZ, log_variance_BZ = network.encoder(batch.images_BCHW)
-            latents_BZ = sample_posterior(mean_BZ, log_variance_BZ, batch.draws.normal("posterior", network.latent_dim))
+            latents_BZ = sample_posterior(
+                mean_BZ, log_variance_BZ, batch.draws.normal("posterior", *network.latent_shape)
+            )
             reconstructions = network.decoder(latents_BZ)
         return reconstructions.float(), kl_to_standard_normal(mean_BZ.float(), log_variance_BZ.float()).sum(1).mean()
 

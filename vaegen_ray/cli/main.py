@@ -20,6 +20,7 @@ from vaegen_ray.cli import (
     data,
     doctor,
     evaluate,
+    export,
     leaderboard,
     pictures,
     plan,
@@ -54,6 +55,7 @@ app.command()(runs.stop)
 app.command("doctor")(doctor.doctor_command)
 app.command("leaderboard")(leaderboard.leaderboard_command)
 app.command()(evaluate.evaluate)
+app.command()(export.export)
 app.command()(pictures.sample)
 app.command()(pictures.reconstruct)
 app.command()(pictures.interpolate)
