@@ -162,18 +162,18 @@ def _matched(found: dict[str, Tensor], expected: dict[str, Tensor], file: Locati
     missing, unknown = theirs.keys() - modern.keys(), modern.keys() - theirs.keys()
     if missing or unknown:
         raise DataError(
-            f"{file}: must hold the tensors of its {CONFIG}: {len(missing)} are missing and {len(unknown)} unknown (such "
-            f"as {min(missing | unknown)}); fetch both again"
+            f"{file}: must hold the tensors of its {CONFIG}: {len(missing)} are missing and {len(unknown)} unknown "
+            f"(such as {min(missing | unknown)}); fetch both again"
         )
     result = {}
     for their_name, our_name in theirs.items():
         tensor = modern[their_name].to(torch.float32)
         if tensor.dim() == 4 and expected[our_name].dim() == 2:  # Attention as 1x1 convolutions, in older files.
             tensor = tensor.flatten(1)
-        if tensor.shape != expected[our_name].shape:
+        shape = tuple(expected[our_name].shape)
+        if tensor.shape != shape:
             raise DataError(
-                f"{file}: {their_name} must have the shape {tuple(expected[our_name].shape)}, has {tuple(tensor.shape)}; "
-                "fetch it again"
+                f"{file}: {their_name} must have the shape {shape}, has {tuple(tensor.shape)}; fetch it again"
             )
         result[our_name] = tensor
     return result

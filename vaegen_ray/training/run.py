@@ -155,7 +155,7 @@ def _latent_statistics(job: TrainJob, session: Session, state: TrainState, image
     """Of all training images, this rank's share of them by its own hands; None for a model without a spatial code."""
     if not isinstance(job.model, KlAutoencoderModel):
         return None
-    share = np.array_split(np.arange(len(images)), session.num_ranks)[session.rank]
+    share = np.array_split(np.arange(len(images), dtype=np.uint64), session.num_ranks)[session.rank]
 
     def batches() -> Iterator[torch.Tensor]:
         for first in range(0, len(share), IMAGES_PER_BATCH):
