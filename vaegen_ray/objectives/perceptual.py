@@ -119,7 +119,7 @@ def weights_file(settings: LpipsNetwork) -> Location:
 
 
 def _matched(network: Lpips, found: dict[str, Tensor], file: Location) -> dict[str, Tensor]:
-    """The tensors by our names: files name the trunk `features.N` or `net.sliceM.N`, the heads `linK.model.1`."""
+    """The tensors by our names: files name the trunk `features.N` or `net.sliceM.N`, the heads `linK.model.1` or `lins.K.model.1`."""
     renamed = {}
     for name, tensor in found.items():
         parts = name.split(".")
@@ -127,6 +127,8 @@ def _matched(network: Lpips, found: dict[str, Tensor], file: Location) -> dict[s
             renamed[f"trunk.{name}"] = tensor
         elif parts[0] == "net" and len(parts) > 3:
             renamed[".".join(["trunk.features", *parts[2:]])] = tensor
+        elif parts[0] == "lins":
+            renamed[f"heads.{parts[1]}.weight"] = tensor
         elif parts[0].startswith("lin") and parts[0][3:].isdigit():
             renamed[f"heads.{parts[0][3:]}.weight"] = tensor
     expected = network.state_dict()
