@@ -60,8 +60,11 @@ class EncodeTask:
         """Whether the latents of the shard are there, by this model; each file appears whole."""
         if not self.file.exists():
             return False
-        with self.file.open() as file:
-            found = pq.read_metadata(file)
+        try:
+            with self.file.open() as file:
+                found = pq.read_metadata(file)
+        except pa.ArrowException:
+            return False  # Cut off, by a crash of the machine: it is made again.
         mark = (found.metadata or {}).get(b"model_fingerprint", b"").decode()
         return bool(found.num_rows == self.shard.rows and mark == self.model_fingerprint)
 

@@ -119,7 +119,7 @@ def weights_file(settings: LpipsNetwork) -> Location:
 
 
 def _matched(network: Lpips, found: dict[str, Tensor], file: Location) -> dict[str, Tensor]:
-    """The tensors by our names: files name the trunk `features.N` or `net.sliceM.N`, the heads `linK.model.1` or `lins.K.model.1`."""
+    """The tensors by our names: files name the trunk `features.N` or `net.sliceM.N`, the heads `linK` or `lins.K`."""
     renamed = {}
     for name, tensor in found.items():
         parts = name.split(".")
