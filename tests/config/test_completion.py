@@ -37,6 +37,12 @@ MAY_BE_ABSENT = {
     "optimizer.discriminator.clip_norm",
     "optimizer.generator.clip_norm",
     "resources.gpus_per_worker",
+    "evaluation.lpips",
+    "evaluation.lpips.weights",
+    "model.start_from",
+    "objective.discriminator.weights",
+    "objective.perceptual",
+    "objective.perceptual.weights",
     "tracking.mlflow",
     "tracking.wandb",
 }

@@ -12,7 +12,7 @@ from vaegen_ray.errors import JobError
 
 NOT_A_SECTION = "must be a section of 'key: value' lines"
 KINDS_OF_BALANCE = "one of 'fixed', 'adaptive', 'gradient_share', 'equilibrium'"
-PRESETS = "one of 'larsen', 'ldm', 'pythae', 'pytorch_vae', 'sgm', 'titok'"
+PRESETS = "one of 'larsen', 'ldm', 'ldm_modern', 'monai', 'pythae', 'pytorch_vae', 'sgm', 'ta_titok', 'va_vae'"
 
 WRONG_VALUES = {
     # Whole numbers.

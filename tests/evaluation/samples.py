@@ -13,7 +13,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import job_of
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.evaluation.trained_model import save_trained_model
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 
 
 def tiny_job(storage: Path | str = "runs", kind: str = "vae", **sections: Any) -> TrainJob:

@@ -38,7 +38,7 @@ class Reference:
             loss = self.factor() * settings.adversarial.balance.weight * self.adversarial(generated)
             return self._gradients(loss, "generator")
         mean, log_variance = self.networks.generator.encoder(self.images)
-        noise = self.batch.draws.normal("posterior", self.job.model.latent_dim).double()
+        noise = self.batch.draws.normal("posterior", *self.job.model.latent_shape).double()
         latents = mean + (log_variance / 2).exp() * noise
         reconstructions = self.networks.generator.decoder(latents)
         beta_kl = settings.kl.weight * self.kl_schedule() * self.kl_penalty(mean, log_variance)
@@ -173,7 +173,7 @@ class Reference:
 
     def prior(self) -> Tensor:
         """Latents of the images from noise."""
-        return self.batch.draws.normal("prior", self.job.model.latent_dim).double()
+        return self.batch.draws.normal("prior", *self.job.model.latent_shape).double()
 
     def shown(self, reconstructions: Tensor, generated: Tensor) -> Tensor:
         """What the discriminator sees of the generator."""

@@ -42,10 +42,13 @@ def vae(**settings: Any) -> Tree:
     return {"kind": "vae", **settings}
 
 
-def train_job(objective: Tree, *, channels: int = 3, total_images: int = 10**9, **training: Any) -> TrainJob:
+def train_job(
+    objective: Tree, *, channels: int = 3, image_size: int = 16, total_images: int = 10**9, **training: Any
+) -> TrainJob:
     """A train job of the objective on tiny networks."""
     small = {"width": 4, "max_width": 8}
-    model: Tree = {"kind": "convolutional", "image_size": 16, "channels": channels, "latent_dim": 4, "decoder": small}
+    model: Tree = {"kind": "convolutional", "image_size": image_size, "channels": channels}
+    model |= {"latent_dim": 4, "decoder": small}
     if objective.get("kind") != "gan":
         model["encoder"] = small
     tree = {

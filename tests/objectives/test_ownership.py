@@ -91,7 +91,7 @@ def score_of_fakes(objective: AnyObjective, images: Tensor) -> Tensor:
     """The discriminator's mean logit of what the generator makes with the draws of the first batch."""
     batch = make_batch(images)
     with torch.no_grad():
-        draws = batch.draws.normal("prior", objective.generator.latent_dim)
+        draws = batch.draws.normal("prior", *objective.generator.latent_shape)
         return objective.discriminator(objective.generator.decoder(draws))[0].mean()
 
 

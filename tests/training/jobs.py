@@ -70,6 +70,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 """At least one of every term with a state or with a decision of the global batch."""
 
 
+KL_AUTOENCODER: dict[str, Any] = {
+    "kind": "kl_autoencoder",
+    "image_size": 32,
+    "channels": 3,
+    "widths": [4, 8],
+    "depth": 1,
+    "norm_groups": 2,
+}
+"""A model that takes the place of the small convolutional one."""
+
+
 def job_with(objective: dict[str, Any], **sections: Mapping[str, Any] | str) -> TrainJob:
     """A job of 8 images a step at 16 pixels; ``sections`` are merged into it."""
     tree: dict[str, Any] = {

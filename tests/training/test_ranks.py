@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.training.jobs import OBJECTIVES, images_of, job_with, take_steps
+from tests.models.lpips_weights import save_random_lpips
+from tests.training.jobs import KL_AUTOENCODER, OBJECTIVES, images_of, job_with, take_steps
 from vaegen_ray.errors import TrainingError
 from vaegen_ray.training.collectives import StopVote, from_rank_0, gather_rows, mean_over_ranks
 from vaegen_ray.training.guard import FiniteGuard
@@ -26,13 +28,31 @@ UNDETERMINED = {
 }
 """Its losses are of differences of logits: their common offset follows rounding, and with it the last biases."""
 LONG = {"total_images": 8 * NUM_STEPS}
+KL_AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "kl_autoencoder": {
+        "kind": "vae_gan",
+        "reconstruction": {"kind": "laplace"},
+        # A fraction of which no rank has the same share, at every other step.
+        "perceptual": {"network": "squeezenet", "weight": 0.5, "images_fraction": 0.4, "every_steps": 2},
+        "kl": {"weight": 1e-3},
+        "adversarial": {"loss": "hinge", "balance": {"kind": "adaptive", "weight": 0.5}, "lecam": {"weight": 0.1}},
+        "discriminator": {"kind": "patch", "width": 8, "layers": 2},
+    },
+    "kl_autoencoder, frozen features": {
+        "kind": "vae_gan",
+        "adversarial": {"balance": {"kind": "gradient_share", "share": 0.3}},
+        "discriminator": {"kind": "frozen_features", "network": "squeezenet", "width": 4},
+    },
+}
+ALL = {**OBJECTIVES, **KL_AUTOENCODERS}
 
 
 def all_steps(session: LocalSession) -> dict[str, Any]:
     """Metrics of 20 steps and the final parameters, for every objective."""
     results = {}
-    for name, objective in OBJECTIVES.items():
-        job = job_with(objective, training=LONG)
+    for name, objective in ALL.items():
+        model = {"model": KL_AUTOENCODER} if name in KL_AUTOENCODERS else {}
+        job = job_with(objective, training=LONG, **model)
         state = TrainState(job, CPU)
         metrics = take_steps(job, session, state, until=8 * NUM_STEPS)
         state.check_replicas()
@@ -91,7 +111,17 @@ def work(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Weights of LPIPS for this process and those that it starts."""
+    folder = tmp_path_factory.mktemp("lpips")
+    save_random_lpips(folder, "squeezenet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAEGEN_LPIPS_WEIGHTS", str(folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, lpips_weights: None) -> list[dict[str, Any]]:  # noqa: ARG001
     """What each of two ranks found; one start of two processes for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
@@ -102,13 +132,13 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def one_rank() -> dict[str, Any]:
+def one_rank(lpips_weights: None) -> dict[str, Any]:  # noqa: ARG001
     torch.set_num_threads(1)
     return all_steps(LocalSession(0, 1, CPU))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ALL)
 def test_two_ranks_with_the_same_global_batch_give_the_numbers_of_one(
     name: str, two_ranks: list[dict[str, Any]], one_rank: dict[str, Any]
 ) -> None:

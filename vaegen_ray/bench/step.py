@@ -1,8 +1,9 @@
 """The training step against the same step as latent diffusion's code formulates it, interleaved in one process.
 
-The reference runs the autoencoder again for the discriminator's phase, and takes the adaptive weight from two
-extra backward passes through discriminator and loss down to the decoder's last layer. Both use the adaptive
-balance, the same networks, images and optimizers.
+The reference runs the autoencoder and LPIPS again for the discriminator's phase, shows real and generated images to
+the discriminator one after the other, and takes the adaptive weight from two extra backward passes through
+discriminator and losses down to the decoder's last layer. Both use the adaptive balance, the same networks, images
+and optimizers.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import job_of
+from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.objective import AdaptiveBalance, VaeGanObjective
 from vaegen_ray.errors import JobError
 from vaegen_ray.objectives.adversarial import discriminator_loss, generator_loss
@@ -69,9 +71,14 @@ def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTime
 
 def _with_adaptive_balance(job: TrainJob) -> TrainJob:
     """The job with what the reference can do: adaptive balance, no extras, the adversary from the start."""
-    if not isinstance(job.objective, VaeGanObjective) or job.objective.reconstruction.kind == "discriminator_features":
+    if (
+        not isinstance(job.objective, VaeGanObjective)
+        or job.objective.reconstruction.kind == "discriminator_features"
+        or (isinstance(job.model, KlAutoencoderModel) and job.model.freeze_encoder)
+    ):
         raise JobError(
-            f"objective.kind: `bench step` needs a vae_gan with a likelihood of images, got {job.objective.kind!r}"
+            "objective.kind: `bench step` needs a vae_gan with a likelihood of images that trains its encoder, got "
+            f"{job.objective.kind!r}"
         )
     tree = job.model_dump()
     tree["objective"]["reconstruction"]["scale"] = {"kind": "fixed", "value": 1.0}
@@ -81,6 +88,8 @@ def _with_adaptive_balance(job: TrainJob) -> TrainJob:
         "balance": {"kind": "adaptive", "weight": 0.5},
         "shows": "reconstructions",
     }
+    if job.objective.perceptual is not None:
+        tree["objective"]["perceptual"] |= {"every_steps": 1, "images_fraction": 1.0}
     tree["objective"]["preset"] = None
     tree["training"]["accumulation_steps"] = 1
     result = job_of(tree, "bench step")
@@ -160,9 +169,12 @@ class _Reference:
         assert network.encoder is not None
         with batch.networks():
             mean_BZ, log_variance_BZ = network.encoder(batch.images_BCHW)
-            latents_BZ = sample_posterior(mean_BZ, log_variance_BZ, batch.draws.normal("posterior", network.latent_dim))
+            latents_BZ = sample_posterior(
+                mean_BZ, log_variance_BZ, batch.draws.normal("posterior", *network.latent_shape)
+            )
             reconstructions = network.decoder(latents_BZ)
-        return reconstructions.float(), kl_to_standard_normal(mean_BZ.float(), log_variance_BZ.float()).sum(1).mean()
+        kl = kl_to_standard_normal(mean_BZ.float(), log_variance_BZ.float()).flatten(1).sum(1).mean()
+        return reconstructions.float(), kl
 
     def _backward_generator(self, batch: Batch) -> None:
         self._train_only("generator")
@@ -174,12 +186,13 @@ class _Reference:
             self.objective.likelihood.error_B(reconstructions, batch.images_BCHW).mean()
             / self.objective.values_per_image
         )
-        with batch.networks():
-            logits, _ = self.objective.discriminator(reconstructions)
-            real_logits = None
-            if settings.adversarial.loss == "relativistic":
-                real_logits = self.objective.discriminator(batch.images_BCHW)[0].float()
-        adversarial = generator_loss(settings.adversarial.loss, real_logits, logits.float())
+        nll = nll + self._perceptual(reconstructions, batch)
+        look = self.objective.adversary.look
+        logits = look(reconstructions, None, batch).logits_B
+        real_logits = None
+        if settings.adversarial.loss == "relativistic":
+            real_logits = look(batch.images_BCHW, None, batch).logits_B
+        adversarial = generator_loss(settings.adversarial.loss, real_logits, logits)
         last_layer = self.objective.generator.decoder.to_images.weight
         (nll_gradient,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
         (adversarial_gradient,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
@@ -190,12 +203,18 @@ class _Reference:
     def _backward_discriminator(self, batch: Batch) -> None:
         self._train_only("discriminator")
         reconstructions, _ = self._autoencode(batch)
-        with batch.networks():
-            real_logits, _ = self.objective.discriminator(batch.images_BCHW)
-            fake_logits, _ = self.objective.discriminator(reconstructions.detach())
-        discriminator_loss(
-            self.objective.settings.adversarial.loss, real_logits.float(), fake_logits.float()
-        ).backward()
+        self._perceptual(reconstructions, batch)  # Published code computes the losses before it asks for which phase.
+        look = self.objective.adversary.look
+        real_logits = look(batch.images_BCHW, None, batch).logits_B
+        fake_logits = look(reconstructions.detach(), None, batch).logits_B
+        discriminator_loss(self.objective.settings.adversarial.loss, real_logits, fake_logits).backward()
+
+    def _perceptual(self, reconstructions: Tensor, batch: Batch) -> Tensor:
+        term = self.objective.perceptual
+        if term is None:
+            return torch.zeros((), device=reconstructions.device)
+        (portion,) = batch.portions()
+        return term.weight * term.mean(reconstructions, portion, batch)
 
     def _train_only(self, name: str) -> None:
         for phase in self.state.phases:

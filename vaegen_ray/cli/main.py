@@ -19,7 +19,9 @@ from vaegen_ray.cli import (
     bench,
     data,
     doctor,
+    encode,
     evaluate,
+    export,
     leaderboard,
     pictures,
     plan,
@@ -55,6 +57,8 @@ app.command()(runs.stop)
 app.command("doctor")(doctor.doctor_command)
 app.command("leaderboard")(leaderboard.leaderboard_command)
 app.command()(evaluate.evaluate)
+app.command()(encode.encode)
+app.command()(export.export)
 app.command()(pictures.sample)
 app.command()(pictures.reconstruct)
 app.command()(pictures.interpolate)

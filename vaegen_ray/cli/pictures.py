@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from vaegen_ray.models.convolutional import Generator
+    from vaegen_ray.models.generator import Generator
 
 HELD_OUT = "held_out"
 NUM_HELD_OUT = 32
@@ -100,7 +100,7 @@ def _latent(end: str, generator: "Generator", job: TrainJob) -> "Tensor":
     from vaegen_ray.evaluation.inference import posterior_means, prior_latents
 
     if end.isascii() and end.isdigit():
-        return prior_latents(1, job.model.latent_dim, int(end))[0]
+        return prior_latents(1, generator.latent_shape, int(end))[0]
     return posterior_means(generator, read_images([end], job.model))[0]
 
 

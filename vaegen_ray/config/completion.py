@@ -26,18 +26,25 @@ def complete(tree: Tree) -> Tree:
     objective = tree.get("objective")
     if not isinstance(objective, dict):
         return tree
+    model = tree.get("model")
+    model = model if isinstance(model, dict) else {}
+    model_kind = model.get("kind")
+    if model_kind == "kl_autoencoder" and model.get("freeze_encoder") is True:
+        # Before the preset, whose weight would have no effect.
+        objective = {"kl": {"weight": 0.0}} | objective
     objective = tree["objective"] = _expand_preset(objective, tree)
     kind = objective.get("kind")
     if kind == "vae_gan":
-        _complete_adversarial(objective)
+        _complete_adversarial(objective, shows="reconstructions" if model_kind == "kl_autoencoder" else "both")
     if kind == "gan":
         _set_default(objective, "adversarial", "balance", {"kind": "fixed", "weight": 1.0})
         _set_default(objective, "adversarial", "shows", "generated")
     if kind in ("gan", "vae_gan"):
+        _set_default(objective, "discriminator", "kind", "convolutional")
         _set_default(tree, "optimizer", "discriminator", {})
         if isinstance(tree["optimizer"], dict):
             _set_default(tree["optimizer"], "discriminator", "betas", [0.5, 0.99])
-    if kind in ("vae", "vae_gan") and "model" in tree:
+    if kind in ("vae", "vae_gan") and model_kind == "convolutional":
         _set_default(tree, "model", "encoder", {})
     _complete_intervals(tree)
     return tree
@@ -80,10 +87,10 @@ def _count(tree: Tree, section: str, key: str) -> int:
     return value if isinstance(value, int) and value >= 1 else 1
 
 
-def _complete_adversarial(objective: Tree) -> None:
+def _complete_adversarial(objective: Tree, shows: str) -> None:
     adversarial = objective.get("adversarial")
     if isinstance(adversarial, dict):
-        _set_default(objective, "adversarial", "shows", "both")
+        _set_default(objective, "adversarial", "shows", shows)
         if objective["adversarial"]["shows"] != "generated":
             _set_default(objective, "adversarial", "reaches_encoder", value=True)
 

@@ -19,8 +19,8 @@ from vaegen_ray.config.base import (
 )
 from vaegen_ray.config.completion import complete
 from vaegen_ray.config.data import Data
-from vaegen_ray.config.model import ConvolutionalModel
-from vaegen_ray.config.objective import Objective
+from vaegen_ray.config.model import Model
+from vaegen_ray.config.objective import LpipsNetwork, Objective
 from vaegen_ray.config.rules import broken_rules
 from vaegen_ray.config.settings import with_settings
 
@@ -142,6 +142,8 @@ class Evaluation(Section):
     """Held-out images compared, and images generated, at most."""
     features: Features | None = None
     """FID and KID are left out when absent."""
+    lpips: LpipsNetwork | None = None
+    """The perceptual distance of reconstructions is left out when absent."""
     grid_images: Count = 64
     """Images in a sample grid."""
 
@@ -254,7 +256,7 @@ class TrainJob(Section):
     """Of the run: its directory in ``storage``."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     data: Data
-    model: ConvolutionalModel
+    model: Model
     objective: Objective
     optimizer: Optimizer = Optimizer()
     training: Training
@@ -285,6 +287,16 @@ class TrainJob(Section):
             raise ValueError("\n".join(broken))
         self._check_changes()
         return self
+
+    def lpips_networks(self) -> list[LpipsNetwork]:
+        """All networks with published weights that the run needs, but for the features of FID."""
+        objective = self.objective
+        networks: list[LpipsNetwork | None] = [self.evaluation.lpips]
+        if objective.kind != "gan":
+            networks.append(objective.perceptual)
+        if objective.kind != "vae" and objective.discriminator.kind == "frozen_features":
+            networks.append(objective.discriminator)
+        return [network for network in networks if network is not None]
 
     def leg(self, position: int) -> tuple["TrainJob", int]:
         """The job with the changes that hold at ``position``, and where the next change or the end is."""

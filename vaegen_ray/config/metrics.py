@@ -13,4 +13,5 @@ def evaluated_metrics(job: TrainJob) -> tuple[str, ...]:
     autoencodes = job.objective.kind != "gan"
     sets = ("reconstruction", "sample") if autoencodes else ("sample",)
     named = tuple(f"{images}_{distance}" for images in sets for distance in distances)
-    return (AUTOENCODING if autoencodes else ()) + named
+    perceptual = ("reconstruction_lpips",) if job.evaluation.lpips is not None else ()
+    return (AUTOENCODING + perceptual if autoencodes else ()) + named

@@ -2,7 +2,7 @@
 
 With N values an image, and x' the reconstruction of x:
 
-    L = (1/N) [ NLL(x | x') + beta KL ] + lambda(t) L_adversarial + w L_feature_matching
+    L = (1/N) [ NLL(x | x') + beta KL ] + w LPIPS(x, x') + lambda(t) L_adversarial + w L_feature_matching
 """
 
 from typing import Annotated, Literal
@@ -75,6 +75,29 @@ class DiscriminatorFeatureReconstruction(Section):
 Reconstruction = Annotated[
     LaplaceReconstruction | GaussianReconstruction | DiscriminatorFeatureReconstruction, Field(discriminator="kind")
 ]
+
+# ---------------------------------------------------------------------------- perceptual
+
+
+class LpipsNetwork(Section):
+    """The network whose features LPIPS compares (Zhang et al. 2018, version 0.1)."""
+
+    network: Literal["vgg16", "alexnet", "squeezenet"] = "vgg16"
+    weights: Text | None = None
+    """File of the trunk and the heads (npz or safetensors; local or s3://), by default `lpips_<network>.safetensors`
+    or `.npz` in the folder ``$VAEGEN_LPIPS_WEIGHTS``."""
+
+
+class Perceptual(LpipsNetwork):
+    """LPIPS between an image and its reconstruction: part of the reconstruction side of L."""
+
+    weight: PositiveFloat = 1.0
+    """In L, whose likelihood is a mean over values: 1 is latent diffusion's."""
+    every_steps: Count = 1
+    """Apply it at every so many steps, so many times stronger."""
+    images_fraction: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+    """Of the images of a step that it sees; its mean over them stands for all."""
+
 
 # ---------------------------------------------------------------------------- KL
 
@@ -232,10 +255,48 @@ class Adversarial(Section):
     """DiffAugment (Zhao et al. 2020) of what the discriminator sees; an image and its reconstruction share a draw."""
 
 
-class Discriminator(Network):
-    """A convolutional discriminator without normalisation layers that mix images."""
+class ConvolutionalDiscriminator(Network):
+    """One logit an image, from a network without normalisation layers that mix images."""
 
+    kind: Literal["convolutional"] = "convolutional"
     spectral_norm: Flag = False
+
+    def num_features(self, image_size: int) -> int:
+        """How many feature maps it has."""
+        return len(self.widths(image_size))
+
+
+class PatchDiscriminator(Section):
+    """PatchGAN (Isola et al. 2017): one logit for each overlapping patch; 70 pixels wide with three layers."""
+
+    kind: Literal["patch"]
+    width: Count = 64
+    """Channels after the first layer; they double with each halving, up to eightfold."""
+    layers: Count = 3
+    """Halvings of the resolution."""
+    norm: Literal["group", "spectral"] = "group"
+    """Never batch normalisation, by which the images of a batch would judge each other."""
+
+    def num_features(self, image_size: int) -> int:  # noqa: ARG002 (as of the other discriminators)
+        """How many feature maps it has."""
+        return self.layers + 1
+
+
+class FrozenFeaturesDiscriminator(LpipsNetwork):
+    """Small trained heads on the features of a fixed network (Sauer et al. 2021), the one of LPIPS."""
+
+    kind: Literal["frozen_features"]
+    width: Count = 64
+    """Channels of each head."""
+
+    def num_features(self, image_size: int) -> int:  # noqa: ARG002 (as of the other discriminators)
+        """How many feature maps it has."""
+        return 7 if self.network == "squeezenet" else 5
+
+
+Discriminator = Annotated[
+    ConvolutionalDiscriminator | PatchDiscriminator | FrozenFeaturesDiscriminator, Field(discriminator="kind")
+]
 
 
 # ---------------------------------------------------------------------------- objectives
@@ -250,6 +311,7 @@ class VaeObjective(Section):
     reconstruction: Annotated[LaplaceReconstruction | GaussianReconstruction, Field(discriminator="kind")] = (
         GaussianReconstruction(kind="gaussian")
     )
+    perceptual: Perceptual | None = None
     kl: Kl = Kl()
 
 
@@ -259,7 +321,7 @@ class GanObjective(Section):
     kind: Literal["gan"]
     preset: Text | None = None
     adversarial: Adversarial = Adversarial(balance=FixedBalance(kind="fixed", weight=1.0))
-    discriminator: Discriminator = Discriminator()
+    discriminator: Discriminator = ConvolutionalDiscriminator()
 
 
 class VaeGanObjective(Section):
@@ -268,9 +330,10 @@ class VaeGanObjective(Section):
     kind: Literal["vae_gan"]
     preset: Text | None = None
     reconstruction: Reconstruction = GaussianReconstruction(kind="gaussian")
+    perceptual: Perceptual | None = None
     kl: Kl = Kl()
     adversarial: Adversarial
-    discriminator: Discriminator = Discriminator()
+    discriminator: Discriminator = ConvolutionalDiscriminator()
 
 
 Objective = Annotated[VaeObjective | GanObjective | VaeGanObjective, Field(discriminator="kind")]

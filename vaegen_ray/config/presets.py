@@ -20,13 +20,15 @@ class Sizes:
 
 
 def _ldm(sizes: Sizes) -> Tree:
-    """AutoencoderKL of latent diffusion (Rombach et al. 2022): sum |x - x'| + 1e-6 KL, adaptive weight 0.5.
+    """AutoencoderKL of latent diffusion (Rombach et al. 2022): sum (|x - x'| + LPIPS) + 1e-6 KL, adaptive weight 0.5.
 
-    The perceptual term of the original is not part of this preset.
+    Their LPIPS is added to every value before the sum, so it counts N times, as ours of the weight 1 does.
     """
     return {
         "kind": "vae_gan",
         "reconstruction": {"kind": "laplace", "scale": {"kind": "fixed", "value": 1.0}},
+        "perceptual": {"network": "vgg16", "weight": 1.0},
+        "discriminator": {"kind": "patch"},
         "kl": {"weight": 1e-6},
         "adversarial": {
             "loss": "hinge",
@@ -38,10 +40,15 @@ def _ldm(sizes: Sizes) -> Tree:
 
 
 def _sgm(sizes: Sizes) -> Tree:
-    """Stable Diffusion's later autoencoders: sum |x - x'| / e^s + N s + KL, with s learned."""
+    """Stable Diffusion's later autoencoders: sum (|x - x'| + LPIPS / 4) / e^s + N s + KL, with s learned.
+
+    There the learned scale divides the perceptual term too; here LPIPS keeps the weight that it has at the start.
+    """
     return {
         "kind": "vae_gan",
         "reconstruction": {"kind": "laplace", "scale": {"kind": "learned", "initial": 1.0}},
+        "perceptual": {"network": "vgg16", "weight": 0.25},
+        "discriminator": {"kind": "patch"},
         "kl": {"weight": 1.0},
         "adversarial": {
             "loss": "hinge",
@@ -73,21 +80,71 @@ def _pytorch_vae(sizes: Sizes) -> Tree:
     }
 
 
-def _titok(sizes: Sizes) -> Tree:
-    """TA-TiTok's KL variant on images in [0, 1]: mean (x - x')^2 + 1e-6 KL, fixed adversarial weight, LeCAM.
+def _ta_titok(sizes: Sizes) -> Tree:
+    """TA-TiTok's KL variant on images in [0, 1]: mean (x - x')^2 + 1.1 perceptual + 1e-6 KL, fixed weight, LeCAM.
 
-    The perceptual term of the original is not part of this preset. A squared difference in [0, 1] is a
+    Their perceptual term mixes LPIPS with ConvNeXt features, here it is LPIPS. A squared difference in [0, 1] is a
     quarter of ours, so sigma^2 = 2 makes the two errors equal.
     """
     return {
         "kind": "vae_gan",
         "reconstruction": {"kind": "gaussian", "scale": {"kind": "fixed", "value": 2.0**0.5}},
+        "perceptual": {"network": "vgg16", "weight": 1.1},
+        "discriminator": {"kind": "patch"},
         "kl": {"weight": 1e-6 * sizes.values_per_image},
         "adversarial": {
             "loss": "hinge",
             "balance": {"kind": "fixed", "weight": 0.1},
             "shows": "reconstructions",
             "start_images": 200_000 * sizes.images_per_step,
+            "lecam": {"weight": 1e-3, "decay": 0.999},
+        },
+    }
+
+
+def _va_vae(sizes: Sizes) -> Tree:
+    """VA-VAE's fork of latent diffusion's code, without its alignment to a foundation model: an earlier start."""
+    tree = _ldm(sizes)
+    return tree | {"adversarial": {**tree["adversarial"], "start_images": 5_001 * sizes.images_per_step}}
+
+
+def _monai(sizes: Sizes) -> Tree:
+    """MONAI's tutorials: mean |x - x'| + 0.001 perceptual + 1e-6 KL + 0.01 least-squares adversarial.
+
+    The adversary begins at their tenth epoch; here at 10,000 steps.
+    """
+    return {
+        "kind": "vae_gan",
+        "reconstruction": {"kind": "laplace", "scale": {"kind": "fixed", "value": 1.0}},
+        "perceptual": {"network": "alexnet", "weight": 1e-3},
+        "discriminator": {"kind": "patch"},
+        "kl": {"weight": 1e-6 * sizes.values_per_image},
+        "adversarial": {
+            "loss": "least_squares",
+            "balance": {"kind": "fixed", "weight": 0.01},
+            "shows": "reconstructions",
+            "start_images": 10_000 * sizes.images_per_step,
+        },
+    }
+
+
+def _ldm_modern(sizes: Sizes) -> Tree:
+    """The terms of latent diffusion with what later tokenizers do: a small fixed weight, LeCAM, a ramp.
+
+    The discriminator learns from the first step and the generator feels it over a ramp of 5,000 steps. The weights
+    of the adversarial loss and of LeCAM are those of Open-MAGVIT2 and TA-TiTok.
+    """
+    return {
+        "kind": "vae_gan",
+        "reconstruction": {"kind": "laplace", "scale": {"kind": "fixed", "value": 1.0}},
+        "perceptual": {"network": "vgg16", "weight": 1.0},
+        "discriminator": {"kind": "patch"},
+        "kl": {"weight": 1e-6},
+        "adversarial": {
+            "loss": "hinge",
+            "balance": {"kind": "fixed", "weight": 0.1},
+            "shows": "reconstructions",
+            "ramp_images": 5_000 * sizes.images_per_step,
             "lecam": {"weight": 1e-3, "decay": 0.999},
         },
     }
@@ -121,8 +178,11 @@ def _larsen(sizes: Sizes) -> Tree:
 PRESETS: dict[str, Callable[[Sizes], Tree]] = {
     "larsen": _larsen,
     "ldm": _ldm,
+    "ldm_modern": _ldm_modern,
+    "monai": _monai,
     "pythae": _pythae,
     "pytorch_vae": _pytorch_vae,
     "sgm": _sgm,
-    "titok": _titok,
+    "ta_titok": _ta_titok,
+    "va_vae": _va_vae,
 }

@@ -7,10 +7,26 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vaegen_ray.config.objective import Adversarial, GanObjective, PlainPenalty, VaeGanObjective, VaeObjective
+from vaegen_ray.config.model import ConvolutionalModel, KlAutoencoderModel
+from vaegen_ray.config.objective import (
+    Adversarial,
+    ConvolutionalDiscriminator,
+    GanObjective,
+    PatchDiscriminator,
+    Perceptual,
+    PlainPenalty,
+    VaeGanObjective,
+    VaeObjective,
+)
 
 if TYPE_CHECKING:
     from vaegen_ray.config.job import Features, TrainJob
+
+SMALLEST_OF_LPIPS = 32
+"""Pixels, below which the last stage of a network of LPIPS has nothing left to see."""
+
+SMALLEST_OF_PATCHES = 3
+"""Pixels of the last feature map of a PatchGAN, of which its two last layers take one each."""
 
 
 def broken_rules(job: "TrainJob") -> Iterator[str]:
@@ -21,19 +37,26 @@ def broken_rules(job: "TrainJob") -> Iterator[str]:
     yield from _data(job)
     if job.evaluation.features is not None:
         yield from _features(job.evaluation.features, job.model.channels)
+    if job.evaluation.lpips is not None:
+        yield from _lpips(job, "evaluation.lpips")
+    if isinstance(job.model, KlAutoencoderModel):
+        yield from _kl_autoencoder(job, job.model)
     if isinstance(objective, VaeObjective):
         if job.optimizer.discriminator is not None:
             yield "optimizer.discriminator: has no effect, a vae has no discriminator; remove it"
     else:
         yield from _adversarial(objective.adversarial, job.training.total_images)
+        yield from _discriminator(job, objective)
     if isinstance(objective, GanObjective):
-        if job.model.encoder is not None:
+        if isinstance(job.model, ConvolutionalModel) and job.model.encoder is not None:
             yield "model.encoder: has no effect, a gan has no encoder; remove it"
         yield from _gan(objective.adversarial)
     else:
         yield from _kl(objective, job.training.total_images)
+        if objective.perceptual is not None:
+            yield from _perceptual(job, objective.perceptual)
     if isinstance(objective, VaeGanObjective):
-        yield from _vae_gan(objective, num_stages=len(objective.discriminator.widths(job.model.image_size)))
+        yield from _vae_gan(objective, num_stages=objective.discriminator.num_features(job.model.image_size))
 
 
 def _division_of_a_step(job: "TrainJob") -> Iterator[str]:
@@ -83,6 +106,65 @@ def _features(features: "Features", channels: int) -> Iterator[str]:
         )
     if features.network != "inception_v3_fid" and features.weights is not None:
         yield f"evaluation.features.weights: has no effect with '{features.network}', which finds its own; remove it"
+
+
+def _lpips(job: "TrainJob", key: str) -> Iterator[str]:
+    if job.model.channels not in (1, 3):
+        yield f"{key}: needs images of 1 or 3 channels, got {job.model.channels}; remove it"
+    if job.model.image_size < SMALLEST_OF_LPIPS:
+        yield f"{key}: needs images of at least {SMALLEST_OF_LPIPS} pixels, got {job.model.image_size}; remove it"
+    if job.objective.kind == "gan" and key == "evaluation.lpips":
+        yield "evaluation.lpips: has no effect, a gan has no reconstructions; remove it"
+
+
+def _perceptual(job: "TrainJob", perceptual: Perceptual) -> Iterator[str]:
+    yield from _lpips(job, "objective.perceptual")
+    if perceptual.images_fraction * job.training.images_per_step < 1:
+        yield (
+            f"objective.perceptual.images_fraction: must leave at least one of training.images_per_step "
+            f"({job.training.images_per_step}) images, got {perceptual.images_fraction}"
+        )
+
+
+def _kl_autoencoder(job: "TrainJob", model: KlAutoencoderModel) -> Iterator[str]:
+    objective = job.objective
+    if isinstance(objective, GanObjective):
+        yield (
+            "objective.kind: 'gan' has no encoder, which model.kind 'kl_autoencoder' is named for, got 'gan'; "
+            "use model.kind 'convolutional', or the objective 'vae' or 'vae_gan'"
+        )
+        return
+    if objective.reconstruction.kind == "discriminator_features":
+        yield (
+            "objective.reconstruction.kind: 'discriminator_features' is Larsen's, for model.kind 'convolutional', "
+            "got it with 'kl_autoencoder'; use 'laplace' with objective.perceptual"
+        )
+    if model.freeze_encoder:
+        if objective.kl.weight > 0:
+            yield (
+                f"objective.kl.weight: has no effect with model.freeze_encoder, got {objective.kl.weight}; remove it"
+            )
+        if isinstance(objective, VaeGanObjective) and objective.adversarial.reaches_encoder is False:
+            yield "objective.adversarial.reaches_encoder: has no effect with model.freeze_encoder; remove it"
+
+
+def _discriminator(job: "TrainJob", objective: GanObjective | VaeGanObjective) -> Iterator[str]:
+    settings, size = objective.discriminator, job.model.image_size
+    if isinstance(settings, PatchDiscriminator):
+        smallest = SMALLEST_OF_PATCHES * 2**settings.layers
+        if size < smallest:
+            yield (
+                f"objective.discriminator.layers: needs images of at least {smallest} pixels, got {settings.layers} "
+                f"layers and {size} pixels; lower it, or use the kind 'convolutional'"
+            )
+    elif isinstance(settings, ConvolutionalDiscriminator):
+        if size & (size - 1):
+            yield (
+                f"objective.discriminator.kind: 'convolutional' needs a model.image_size that is a power of two, got "
+                f"{size}; use 'patch'"
+            )
+    else:
+        yield from _lpips(job, "objective.discriminator")
 
 
 def _adversarial(adversarial: Adversarial, total_images: int) -> Iterator[str]:

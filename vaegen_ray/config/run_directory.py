@@ -23,6 +23,9 @@ FREE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.accumulation_steps",
     "evaluation.features.weights",
+    "evaluation.lpips.weights",
+    "objective.perceptual.weights",
+    "objective.discriminator.weights",
 )
 """Settings that a run may change between two starts: they do not change what is computed."""
 

@@ -37,18 +37,21 @@ def stored_images(source: Location, shards: Sequence[Shard], folder: Path) -> It
     Shards in an object store are copied to ``folder`` one after another, the next while one is read.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="fetch-shard") as pool:
-        coming = pool.submit(_fetch, source, shards[0], folder)
+        coming = pool.submit(fetch_shard, source, shards[0], folder)
         for shard, following in zip(shards, [*shards[1:], None], strict=True):
             path = coming.result()
             if following is not None:
-                coming = pool.submit(_fetch, source, following, folder)
+                coming = pool.submit(fetch_shard, source, following, folder)
             yield from _images_of(path, source / shard.file, shard.rows)
             if not source.is_local:
                 path.unlink()
 
 
-def _fetch(source: Location, shard: Shard, folder: Path) -> Path:
-    """Return a local file with the shard's content."""
+def fetch_shard(source: Location, shard: Shard, folder: Path) -> Path:
+    """Return a local file with the content of the shard of ``source``, in ``folder`` where it had to be copied.
+
+    DataError where its length or checksum is not that of the dataset.
+    """
     location = source / shard.file
     path = location.local_path if location.is_local else folder / shard.file
     for attempt in range(1, ATTEMPTS + 1):

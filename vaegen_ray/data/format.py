@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 
 from vaegen_ray.config.base import Count, Section
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import Model
 from vaegen_ray.config.prepare import Encoding
 from vaegen_ray.errors import DataError, JobError
 
@@ -185,7 +185,7 @@ REJECTED_SCHEMA = pa.schema(
 )
 
 
-def check_matches(metadata: Metadata, model: ConvolutionalModel) -> None:
+def check_matches(metadata: Metadata, model: Model) -> None:
     """Refuse a model whose images have another size or other channels than the dataset's."""
     rules = (
         ("model.channels", model.channels, metadata.channels, "image.channels"),

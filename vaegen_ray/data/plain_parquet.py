@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from vaegen_ray.config.data import Data
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import Model
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.dataset import SHIPPED_SCHEME, Dataset
@@ -22,14 +22,14 @@ SUFFIX = ".parquet"
 logger = logging.getLogger(__name__)
 
 
-def open_dataset(data: Data, model: ConvolutionalModel) -> Dataset:
+def open_dataset(data: Data, model: Model) -> Dataset:
     """The dataset of a job, which its model fits; plain Parquet is converted first where this node has not yet."""
     dataset = _converted(data, model) if _is_plain(data.source) else _open_prepared(data, model)
     _check_held_out(dataset, data)
     return dataset
 
 
-def check_dataset(data: Data, model: ConvolutionalModel) -> None:
+def check_dataset(data: Data, model: Model) -> None:
     """Refuse, without converting anything, what a look at the source can refuse."""
     if _is_plain(data.source):
         open_source(_prepare_job(data, model)).plan()
@@ -37,7 +37,7 @@ def check_dataset(data: Data, model: ConvolutionalModel) -> None:
         _check_held_out(_open_prepared(data, model), data)
 
 
-def _converted(data: Data, model: ConvolutionalModel) -> Dataset:
+def _converted(data: Data, model: Model) -> Dataset:
     cache, job = NodeCache.of(data), _prepare_job(data, model)
     name = f"converted/{_key(job)}"
     converted = cache.folder / name
@@ -75,7 +75,7 @@ def _is_plain(source: str) -> bool:
     return False
 
 
-def _open_prepared(data: Data, model: ConvolutionalModel) -> Dataset:
+def _open_prepared(data: Data, model: Model) -> Dataset:
     dataset = Dataset.open(data.source)
     check_matches(dataset.metadata, model)
     if data.image_column is not None:
@@ -86,7 +86,7 @@ def _open_prepared(data: Data, model: ConvolutionalModel) -> Dataset:
     return dataset
 
 
-def _prepare_job(data: Data, model: ConvolutionalModel) -> PrepareJob:
+def _prepare_job(data: Data, model: Model) -> PrepareJob:
     source = {"kind": "parquet", "path": data.source, "image_column": data.image_column or "image"}
     return PrepareJob.model_validate(
         {

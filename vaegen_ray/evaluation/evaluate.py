@@ -11,15 +11,17 @@ from torch import Tensor
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.errors import DataError, TrainingError
 from vaegen_ray.evaluation.descriptions import Describer, Share
-from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
+from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH, evaluation_mode, images_of_bytes, prior_latents
 from vaegen_ray.evaluation.reconstruction import (
     mean_squared_errors,
     num_active_units,
     peak_signal_to_noise_ratios,
     structural_similarities,
 )
-from vaegen_ray.models.convolutional import Decoder, Encoder, Generator
+from vaegen_ray.models.generator import Generator
+from vaegen_ray.models.lpips import Lpips
 from vaegen_ray.objectives.kl import kl_to_standard_normal
+from vaegen_ray.objectives.perceptual import load_lpips
 from vaegen_ray.randomness import derived_seed
 
 
@@ -53,11 +55,12 @@ def evaluate(
         real = describer.describe("real", lambda indices: images_of_bytes(held_out[indices.numpy()], device))
         scores: dict[str, float] = {}
         if generator.encoder is not None:
-            reconstructions = Reconstructions(generator.encoder, generator.decoder, held_out, device)
+            lpips = load_lpips(job.evaluation.lpips, device) if job.evaluation.lpips is not None else None
+            reconstructions = Reconstructions(generator, held_out, device, lpips)
             described = describer.describe("reconstruction", reconstructions)
             scores |= reconstructions.scores(share)
             scores |= describer.distances("reconstruction", real, described)
-        latents_NZ = prior_latents(num_images, generator.latent_dim, derived_seed(job.seed, "evaluation"))
+        latents_NZ = prior_latents(num_images, generator.latent_shape, derived_seed(job.seed, "evaluation"))
         samples = describer.describe("sample", lambda indices: generator.decoder(latents_NZ[indices].to(device)))
         scores |= describer.distances("sample", real, samples)
     return _finite(scores)
@@ -66,33 +69,41 @@ def evaluate(
 class Reconstructions:
     """Reconstructs held-out images by their indices, and remembers how well."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, held_out: NDArray[np.uint8], device: torch.device) -> None:
-        self._encoder, self._decoder = encoder, decoder
-        self._held_out, self._device = held_out, device
-        self._values: dict[str, list[Tensor]] = {"mse": [], "ssim": [], "kl": [], "mean": []}
+    def __init__(
+        self, generator: Generator, held_out: NDArray[np.uint8], device: torch.device, lpips: Lpips | None
+    ) -> None:
+        self._generator, self._held_out, self._device, self._lpips = generator, held_out, device, lpips
+        names = ("mse", "ssim", "kl", "mean", *(("lpips",) if lpips is not None else ()))
+        self._values: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def __call__(self, indices: Tensor) -> Tensor:
         """Reconstructions of shape (B, C, H, W)."""
         images = images_of_bytes(self._held_out[indices.numpy()], self._device)
-        mean, log_variance = self._encoder(images)
-        reconstructions: Tensor = self._decoder(mean)
+        mean, log_variance = self._generator.posterior(images)
+        reconstructions: Tensor = self._generator.decoder(mean)
         pair = (images + 1) / 2, (reconstructions.clamp(-1, 1) + 1) / 2
         self._values["mse"].append(mean_squared_errors(*pair))
         self._values["ssim"].append(structural_similarities(*pair))
-        self._values["kl"].append(kl_to_standard_normal(mean.double(), log_variance.double()).sum(dim=1))
-        self._values["mean"].append(mean)
+        self._values["kl"].append(kl_to_standard_normal(mean.double(), log_variance.double()).flatten(1).sum(dim=1))
+        self._values["mean"].append(mean.flatten(1))
+        if self._lpips is not None:
+            parts = zip(
+                images.split(IMAGES_PER_BATCH), reconstructions.clamp(-1, 1).split(IMAGES_PER_BATCH), strict=True
+            )
+            self._values["lpips"].append(torch.cat([self._lpips(*part).double() for part in parts]))
         return reconstructions
 
     def scores(self, share: Share) -> dict[str, float]:
         """Means over the images of all ranks."""
         values = {name: share.all_rows(batches) for name, batches in self._values.items()}
-        return {
+        scores = {
             "reconstruction_mse": float(values["mse"].mean()),
             "reconstruction_psnr": float(peak_signal_to_noise_ratios(values["mse"]).mean()),
             "reconstruction_ssim": float(values["ssim"].mean()),
             "kl_nats": float(values["kl"].mean()),
             "active_units": float(num_active_units(values["mean"])),
         }
+        return scores | ({"reconstruction_lpips": float(values["lpips"].mean())} if "lpips" in values else {})
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import Model
 from vaegen_ray.config.prepare import ImageFormat
 from vaegen_ray.data.conversion import to_pixels
 from vaegen_ray.errors import DataError, StorageError
@@ -14,7 +14,7 @@ from vaegen_ray.evaluation.inference import images_of_bytes
 from vaegen_ray.storage import Location
 
 
-def read_images(files: Sequence[str], model: ConvolutionalModel) -> Tensor:
+def read_images(files: Sequence[str], model: Model) -> Tensor:
     """The files (local or s3://) as images in [-1, 1] of shape (B, C, H, W), as `vaegen prepare` converts them.
 
     The central square at the size and with the channels of ``model``. Raises DataError naming the file that

@@ -4,14 +4,10 @@ The two differ in weights, in three poolings, and in how images are resized and 
 never comparable with figures of the other.
 """
 
-import io
 from collections.abc import Mapping
 from typing import cast
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_of
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.inception import (
@@ -26,6 +22,7 @@ from torchvision.models.inception import (
     InceptionE,
 )
 
+from vaegen_ray.data.weight_files import read_weights
 from vaegen_ray.errors import DataError
 from vaegen_ray.storage import Location
 
@@ -111,7 +108,7 @@ def load_fid_inception(weights: Location) -> FidInceptionV3:
     Raises DataError where the file is of another kind or of another network.
     """
     network = FidInceptionV3()
-    found = _read_tensors(weights)
+    found = read_weights(weights)
     # The published file leaves the normalisations' weights out: TensorFlow's has none, so they are one.
     expected = {name: tensor for name, tensor in network.state_dict().items() if "num_batches_tracked" not in name}
     defaults = {name: tensor for name, tensor in expected.items() if name.endswith("bn.weight")}
@@ -150,18 +147,3 @@ def _resized(images_BCHW: Tensor) -> Tensor:
 
 def _average_without_padding(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-
-
-def _read_tensors(file: Location) -> dict[str, Tensor]:
-    content = file.read_bytes()
-    try:
-        if file.name.endswith(".safetensors"):
-            return tensors_of(content)
-        # allow_pickle=False: a weights file must not be able to run code.
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (SafetensorError, ValueError, OSError, EOFError, AttributeError) as error:
-        raise DataError(
-            f"{file}: must be an npz or safetensors file of arrays ({error}); convert a .pth file with "
-            "safetensors.torch.save_file"
-        ) from error

@@ -1,6 +1,6 @@
 """Latents in, images out, and back, without touching the generator's mode or anything random."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaegen_ray.data.batches import to_float
 from vaegen_ray.errors import JobError
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 
 IMAGES_PER_BATCH = 64
 
@@ -27,9 +27,9 @@ def evaluation_mode(generator: Generator) -> Iterator[None]:
         generator.train(was_training)
 
 
-def prior_latents(count: int, latent_dim: int, seed: int) -> Tensor:
-    """Draws of the standard normal prior on the CPU, of shape (count, latent_dim), the same on every machine."""
-    return torch.randn(count, latent_dim, generator=torch.Generator().manual_seed(seed))
+def prior_latents(count: int, latent_shape: Sequence[int], seed: int) -> Tensor:
+    """Draws of the standard normal prior on the CPU, of shape (count, *latent_shape), the same on every machine."""
+    return torch.randn(count, *latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def images_of_bytes(pixels_BHWC: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -51,7 +51,7 @@ def decoded(generator: Generator, latents_BZ: Tensor) -> Tensor:
 
 
 def posterior_means(generator: Generator, images_BCHW: Tensor) -> Tensor:
-    """The latents of images in [-1, 1], of shape (B, Z), on the generator's device.
+    """The latents of images in [-1, 1], of shape (B, *latent_shape), on the generator's device.
 
     Raises JobError for a generator without an encoder.
     """

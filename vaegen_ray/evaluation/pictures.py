@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vaegen_ray.evaluation.inference import decoded, device_of, posterior_means, prior_latents
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 
 GAP_PIXELS = 1
@@ -37,7 +37,7 @@ def image_grid(images_BCHW: Tensor, columns: int) -> Image.Image:
 
 def sample_grid(generator: Generator, count: int, seed: int, device: torch.device) -> Image.Image:
     """``count`` prior samples in a square, decoded on ``device``; ``seed`` gives the same latents on every machine."""
-    latents_BZ = prior_latents(count, generator.latent_dim, seed).to(device)
+    latents_BZ = prior_latents(count, generator.latent_shape, seed).to(device)
     return image_grid(decoded(generator, latents_BZ), columns=math.isqrt(count - 1) + 1)
 
 
@@ -57,7 +57,7 @@ def reconstruction_grid(generator: Generator, images_BCHW: Tensor, columns: int 
 
 
 def interpolation_grid(generator: Generator, a: Tensor, b: Tensor, steps: int) -> Image.Image:
-    """One row of ``steps`` images between the latents ``a`` and ``b`` (Z values each), ends included."""
+    """One row of ``steps`` images between the latents ``a`` and ``b``, ends included."""
     fractions = torch.linspace(0, 1, steps)
     a, b = a.to(device_of(generator)), b.to(device_of(generator))
     latents_BZ = torch.stack([spherical_interpolation(a, b, float(fraction)) for fraction in fractions])
@@ -72,7 +72,7 @@ def spherical_interpolation(a: Tensor, b: Tensor, fraction: float) -> Tensor:
     to the straight line where an end is zero or both point along one line.
     """
     length_a, length_b = float(a.norm()), float(b.norm())
-    angle = math.acos(min(max(float(functional.cosine_similarity(a, b, dim=0)), -1.0), 1.0))
+    angle = math.acos(min(max(float(functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)), -1.0), 1.0))
     if min(length_a, length_b) == 0 or math.sin(angle) < 1e-4:
         return torch.lerp(a, b, fraction)
     weight_a = math.sin((1 - fraction) * angle) / (length_a * math.sin(angle))

@@ -11,6 +11,7 @@ UNITS = {
     "reconstruction_psnr": ("dB", "higher"),
     "reconstruction_ssim": ("at most 1", "higher"),
     "reconstruction_mse": ("images in [0, 1]", "lower"),
+    "reconstruction_lpips": ("", "lower"),
     "reconstruction_swd": ("deviations of real patches", "lower"),
     "reconstruction_fid": ("", "lower"),
     "reconstruction_kid": ("", "lower"),

@@ -9,25 +9,31 @@ import json
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
 from vaegen_ray import __version__
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import Model
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.evaluation.latent_statistics import LatentStatistics
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 
 WEIGHTS = "generator.safetensors"
 DESCRIPTION = "model.json"
 
 
-def save_trained_model(generator: Generator, job: TrainJob, destination: Location) -> None:
-    """Write the weights of ``generator`` (float32) and their description into the folder ``destination``."""
+def save_trained_model(
+    generator: Generator, job: TrainJob, destination: Location, statistics: LatentStatistics | None = None
+) -> None:
+    """Write the weights of ``generator`` (float32) and their description into the folder ``destination``.
+
+    With the ``statistics`` of its latent codes, where the model has spatial ones.
+    """
     weights = bytes_of({name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()})
     description = {
         "name": job.name,
@@ -36,6 +42,7 @@ def save_trained_model(generator: Generator, job: TrainJob, destination: Locatio
         "position": job.training.total_steps * job.training.images_per_step,
         "model": job.model.model_dump(mode="json"),
         "vaegen_ray": __version__,
+        "latents": statistics.to_json() if statistics is not None else None,
         "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
     }
     (destination / WEIGHTS).write_bytes(weights)
@@ -57,6 +64,21 @@ def load_trained_model(run: RunDirectory, device: torch.device | str) -> tuple[G
         problem = f"must hold the weights of the model in {DESCRIPTION}"
         raise CheckpointError(f"{run.final / WEIGHTS}: {problem}, does not ({error}); restore both") from error
     return generator.to(device).eval(), job
+
+
+def fingerprint_of(run: RunDirectory) -> str:
+    """SHA-256 of the weights of the trained generator of ``run``: what latents depend on."""
+    return str(_read_description(run, run.load_job())["weights"]["sha256"])
+
+
+def load_latent_statistics(run: RunDirectory) -> LatentStatistics | None:
+    """What :func:`save_trained_model` was given; None for a model without."""
+    description = _read_description(run, run.load_job())
+    latents = description.get("latents")
+    try:
+        return LatentStatistics.from_json(latents) if latents is not None else None
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{run.final / DESCRIPTION}: latents: is damaged ({error!r}); restore it") from error
 
 
 def _read_description(run: RunDirectory, job: TrainJob) -> dict[str, Any]:
@@ -88,8 +110,8 @@ def _read_weights(file: Location, description: dict[str, Any]) -> bytes:
     return content
 
 
-def _model_section(file: Location, description: dict[str, Any]) -> ConvolutionalModel:
+def _model_section(file: Location, description: dict[str, Any]) -> Model:
     try:
-        return ConvolutionalModel.model_validate(description.get("model"))
+        return TypeAdapter[Model](Model).validate_python(description.get("model"))
     except ValidationError as error:
         raise CheckpointError(f"{file}: model: is not a model of this version: {error}; restore the file") from error

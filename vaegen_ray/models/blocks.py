@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 GROUPS_AT_MOST = 32
 CHANNELS_PER_GROUP = 4
@@ -87,3 +88,19 @@ class SpectralNorm(nn.Module):
         matrix = weight.detach().flatten(1)
         self.right.copy_(functional.normalize(matrix.T @ self.left, dim=0))
         self.left.copy_(functional.normalize(matrix @ self.right, dim=0))
+
+
+def normalise_spectrally(network: nn.Module) -> None:
+    """Give every convolution and linear layer of ``network`` spectral normalisation."""
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            register_parametrization(module, "weight", SpectralNorm(module.weight))
+
+
+def follow_spectral_norms(network: nn.Module) -> None:
+    """Let spectral normalisation, where there is any, follow the weights; once a step."""
+    for module in network.modules():
+        if isinstance(module, ParametrizationList):
+            norm = module[0]
+            assert isinstance(norm, SpectralNorm)
+            norm.follow(module.original)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vaegen_ray.config.model import SMALLEST_FEATURE_MAP_PIXELS, ConvolutionalModel, Network
+from vaegen_ray.config.model import SMALLEST_FEATURE_MAP_PIXELS, Network
 from vaegen_ray.models.blocks import Downsample, ResidualBlock, Upsample, group_norm
 
 SIDE = SMALLEST_FEATURE_MAP_PIXELS
@@ -54,14 +54,3 @@ class Decoder(nn.Module):
         """Return images_BCHW."""
         images: Tensor = self.to_images(self.body(latents_BZ))
         return images
-
-
-class Generator(nn.Module):
-    """Encoder (absent for a GAN) and decoder: what is trained, averaged, evaluated and kept."""
-
-    def __init__(self, model: ConvolutionalModel) -> None:
-        super().__init__()
-        shape = {"image_size": model.image_size, "channels": model.channels, "latent_dim": model.latent_dim}
-        self.latent_dim = model.latent_dim
-        self.encoder = Encoder(model.encoder, **shape) if model.encoder is not None else None
-        self.decoder = Decoder(model.decoder, **shape)

@@ -4,11 +4,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import ParametrizationList, register_parametrization
 
 from vaegen_ray.config.model import SMALLEST_FEATURE_MAP_PIXELS
-from vaegen_ray.config.objective import Discriminator as DiscriminatorSettings
-from vaegen_ray.models.blocks import SpectralNorm
+from vaegen_ray.config.objective import ConvolutionalDiscriminator as DiscriminatorSettings
+from vaegen_ray.models.blocks import normalise_spectrally
 
 SLOPE = 0.2
 
@@ -45,17 +44,7 @@ class Discriminator(nn.Module):
         # the logits no gradient but rounding, which Adam would amplify.
         self.to_logit = nn.Linear(widths[-1] * SMALLEST_FEATURE_MAP_PIXELS**2, 1, bias=False)
         if settings.spectral_norm:
-            for module in list(self.modules()):
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    register_parametrization(module, "weight", SpectralNorm(module.weight))
-
-    def follow_spectral_norms(self) -> None:
-        """Let spectral normalisation, where there is any, follow the weights; once a step."""
-        for module in self.modules():
-            if isinstance(module, ParametrizationList):
-                norm = module[0]
-                assert isinstance(norm, SpectralNorm)
-                norm.follow(module.original)
+            normalise_spectrally(self)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return logits_B and the feature maps, from the image's resolution down to 4 pixels."""

@@ -1,7 +1,8 @@
 """Adversarial losses as functions of logits: what the discriminator and the generator minimise.
 
-Shapes: ``real_B``, and ``fake_F`` with F a multiple of B, fake i paired with real i modulo B. Means over
-images, so that real and fake count equally however many fakes there are.
+Shapes: ``real_B``, and ``fake_F`` with F a multiple of B, fake i paired with real i modulo B; of discriminators of
+patches (B, P) and (F, P). Means over images and patches, so that real and fake count equally however many fakes
+there are.
 """
 
 from typing import Literal
@@ -48,7 +49,7 @@ def generator_loss(loss: AdversarialLoss, real_B: Tensor | None, fake_F: Tensor)
 
 def paired(real_B: Tensor, fake_F: Tensor) -> Tensor:
     """The real logits once for each block of fakes, shape F."""
-    return real_B.repeat(len(fake_F) // len(real_B))
+    return real_B.repeat(len(fake_F) // len(real_B), *[1] * (real_B.dim() - 1))
 
 
 def cross_entropies(real_B: Tensor, fake_F: Tensor) -> tuple[Tensor, Tensor]:

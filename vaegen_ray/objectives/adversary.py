@@ -5,16 +5,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaegen_ray.config.model import ConvolutionalModel
-from vaegen_ray.config.objective import Adversarial, EquilibriumBalance
+from vaegen_ray.config.model import Model
+from vaegen_ray.config.objective import Adversarial, EquilibriumBalance, FrozenFeaturesDiscriminator
 from vaegen_ray.config.objective import Discriminator as DiscriminatorSettings
-from vaegen_ray.models.discriminator import Discriminator
+from vaegen_ray.models.blocks import follow_spectral_norms
+from vaegen_ray.models.judges import build_discriminator
 from vaegen_ray.objectives.adversarial import cross_entropies, discriminator_loss
 from vaegen_ray.objectives.augmentation import augment, draw
 from vaegen_ray.objectives.balance import held_back
 from vaegen_ray.objectives.gradient_penalty import squared_gradient_norm
 from vaegen_ray.objectives.lecam import Lecam
 from vaegen_ray.objectives.objective import Batch, Portion
+from vaegen_ray.objectives.perceptual import load_lpips
 from vaegen_ray.schedules import ramp
 
 
@@ -22,16 +24,18 @@ class Look(NamedTuple):
     """What the discriminator says of images, in float32."""
 
     logits_B: Tensor
+    """Or (B, P), of P patches."""
     features: list[Tensor]
 
 
 class Adversary(nn.Module):
     """The discriminator with its regularisers."""
 
-    def __init__(self, settings: Adversarial, network: DiscriminatorSettings, model: ConvolutionalModel) -> None:
+    def __init__(self, settings: Adversarial, network: DiscriminatorSettings, model: Model) -> None:
         super().__init__()
         self.settings = settings
-        self.discriminator = Discriminator(network, image_size=model.image_size, channels=model.channels)
+        self.discriminator = build_discriminator(network, image_size=model.image_size, channels=model.channels)
+        self._frozen = network if isinstance(network, FrozenFeaturesDiscriminator) else None
         self.lecam = Lecam(settings.lecam) if settings.lecam is not None else None
 
     def factor(self, position: int) -> float:
@@ -44,7 +48,8 @@ class Adversary(nn.Module):
             repeats = len(images_FCHW) // len(draws_FD)
             images_FCHW = augment(images_FCHW, self.settings.augment, draws_FD.repeat(repeats, 1))
         with batch.networks():
-            logits_F, features = self.discriminator(images_FCHW)
+            trunk = () if self._frozen is None else (load_lpips(self._frozen, images_FCHW.device).trunk,)
+            logits_F, features = self.discriminator(images_FCHW, *trunk)
         return Look(logits_F.float(), [feature.float() for feature in features])
 
     def augmentation_draws(self, portion: Portion, purpose: str) -> Tensor | None:
@@ -75,7 +80,7 @@ class Adversary(nn.Module):
 
     def backward(self, batch: Batch) -> None:
         """Gradients of the discriminator's loss on real images and on ``batch.shown``; then LeCAM's averages."""
-        self.discriminator.follow_spectral_norms()
+        follow_spectral_norms(self.discriminator)
         means = [self._portion_backward(portion, batch) for portion in batch.portions()]
         if self.lecam is not None:
             real_mean, fake_mean = batch.mean_over_ranks(torch.stack(means).mean(0))

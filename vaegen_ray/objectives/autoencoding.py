@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vaegen_ray.config.objective import FixedScale, GaussianReconstruction, Kl, LaplaceReconstruction, LearnedScale
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.objectives.kl import kl_to_standard_normal, penalty_slope, penalty_value, sample_posterior
 from vaegen_ray.objectives.objective import Batch, Portion
 from vaegen_ray.objectives.reconstruction import (
@@ -98,12 +98,11 @@ class Likelihood(nn.Module):
 
 
 def encode(generator: Generator, portion: Portion, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return a posterior sample latents_BZ and the KL of each dimension kl_BZ, both float32."""
-    assert generator.encoder is not None
+    """Return a posterior sample, of shape (B, *latent_shape), and the KL of each dimension kl_BZ; both float32."""
     with batch.networks():
-        mean_BZ, log_variance_BZ = generator.encoder(portion.images_BCHW)
+        mean_BZ, log_variance_BZ = generator.posterior(portion.images_BCHW)
     mean_BZ, log_variance_BZ = mean_BZ.float(), log_variance_BZ.float()
-    kl_BZ = kl_to_standard_normal(mean_BZ, log_variance_BZ)
+    kl_BZ = kl_to_standard_normal(mean_BZ, log_variance_BZ).flatten(1)
     batch.note("kl", kl_BZ.sum())
-    noise_BZ = portion.draws.normal("posterior", generator.latent_dim)
+    noise_BZ = portion.draws.normal("posterior", *generator.latent_shape)
     return sample_posterior(mean_BZ, log_variance_BZ, noise_BZ), kl_BZ

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import Model
 from vaegen_ray.config.objective import AdaptiveBalance, GanObjective, GradientShareBalance
-from vaegen_ray.models.convolutional import Generator
-from vaegen_ray.models.discriminator import Discriminator
+from vaegen_ray.models.generator import Generator
+from vaegen_ray.models.judges import AnyDiscriminator
 from vaegen_ray.objectives.adversarial import generator_loss
 from vaegen_ray.objectives.adversary import Adversary
 from vaegen_ray.objectives.objective import Batch, PhaseName, Portion, backward_in_portions
@@ -22,7 +22,7 @@ class _Forward(NamedTuple):
 class Gan(nn.Module):
     """Decoder from noise, and discriminator (Goodfellow et al. 2014)."""
 
-    def __init__(self, settings: GanObjective, model: ConvolutionalModel) -> None:
+    def __init__(self, settings: GanObjective, model: Model) -> None:
         super().__init__()
         balance = settings.adversarial.balance
         assert not isinstance(balance, AdaptiveBalance | GradientShareBalance)
@@ -31,7 +31,7 @@ class Gan(nn.Module):
         self.adversary = Adversary(settings.adversarial, settings.discriminator, model)
 
     @property
-    def discriminator(self) -> Discriminator:
+    def discriminator(self) -> AnyDiscriminator:
         """The adversary's network."""
         return self.adversary.discriminator
 
@@ -62,7 +62,7 @@ class Gan(nn.Module):
 
     def _forward(self, portion: Portion, batch: Batch) -> _Forward:
         adversary = self.adversary
-        latents_BZ = portion.draws.normal("prior", self.generator.latent_dim)
+        latents_BZ = portion.draws.normal("prior", *self.generator.latent_shape)
         with batch.networks():
             generated_BCHW = self.generator.decoder(latents_BZ).float()
         batch.shown[portion.index] = generated_BCHW.detach()

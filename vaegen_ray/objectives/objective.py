@@ -8,8 +8,8 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vaegen_ray.models.convolutional import Generator
-from vaegen_ray.models.discriminator import Discriminator
+from vaegen_ray.models.generator import Generator
+from vaegen_ray.models.judges import AnyDiscriminator
 from vaegen_ray.randomness import Draws
 
 PhaseName = Literal["generator", "discriminator"]
@@ -127,7 +127,7 @@ class Objective(Protocol):
         ...
 
     @property
-    def discriminator(self) -> Discriminator | None:
+    def discriminator(self) -> AnyDiscriminator | None:
         """None where the objective has no adversary."""
         ...
 

@@ -1,4 +1,4 @@
-"""The VAE-GAN: L = (1/N) [ NLL(x | x') + beta KL ] + lambda(t) L_adversarial (+ feature matching).
+"""The VAE-GAN: L = (1/N) [ NLL(x | x') + beta KL ] + lambda(t) L_adversarial (+ LPIPS) (+ feature matching).
 
 The decoder runs once a step. At its images x', as leaves, a is the gradient of the reconstruction side and b
 that of the adversarial loss through the frozen discriminator; the balance chooses lambda from them, and one
@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import Model
 from vaegen_ray.config.objective import (
     AdaptiveBalance,
     DiscriminatorFeatureReconstruction,
     GradientShareBalance,
     VaeGanObjective,
 )
-from vaegen_ray.models.convolutional import Generator
-from vaegen_ray.models.discriminator import Discriminator
+from vaegen_ray.models.generator import Generator
+from vaegen_ray.models.judges import AnyDiscriminator
 from vaegen_ray.objectives.adversarial import feature_matching_loss, generator_loss
 from vaegen_ray.objectives.adversary import Adversary, Look
 from vaegen_ray.objectives.autoencoding import KlTerm, Likelihood, encode
@@ -30,6 +30,7 @@ from vaegen_ray.objectives.balance import (
     last_layer_gradient,
 )
 from vaegen_ray.objectives.objective import Batch, PhaseName, Portion, backward_in_portions
+from vaegen_ray.objectives.perceptual import PerceptualTerm
 
 Means = dict[str, Tensor]
 
@@ -54,32 +55,29 @@ class _Forward(NamedTuple):
 class VaeGan(nn.Module):
     """Encoder, decoder and discriminator (Larsen et al. 2016; Esser et al. 2021; Rombach et al. 2022)."""
 
-    def __init__(self, settings: VaeGanObjective, model: ConvolutionalModel) -> None:
+    def __init__(self, settings: VaeGanObjective, model: Model) -> None:
         super().__init__()
         self.settings = settings
         self.values_per_image = model.values_per_image
         self.generator = Generator(model)
         self.adversary = Adversary(settings.adversarial, settings.discriminator, model)
         self.kl = KlTerm(settings.kl, model.values_per_image)
+        self.perceptual = PerceptualTerm(settings.perceptual) if settings.perceptual is not None else None
         reconstruction = settings.reconstruction
         self.likelihood: Likelihood | None = None
         if not isinstance(reconstruction, DiscriminatorFeatureReconstruction):
             self.likelihood = Likelihood(reconstruction, model.values_per_image)
 
     @property
-    def discriminator(self) -> Discriminator:
+    def discriminator(self) -> AnyDiscriminator:
         """The adversary's network."""
         return self.adversary.discriminator
 
     def groups(self, phase: PhaseName) -> dict[str, list[nn.Parameter]]:
-        """Encoder, decoder and the learned scale in one phase; the discriminator in the other."""
+        """Encoder (unless it is frozen), decoder and the learned scale in one phase; the discriminator in the other."""
         if phase == "discriminator":
             return {"discriminator": list(self.discriminator.parameters())}
-        assert self.generator.encoder is not None
-        groups = {
-            "encoder": list(self.generator.encoder.parameters()),
-            "decoder": list(self.generator.decoder.parameters()),
-        }
+        groups = self.generator.groups()
         scale = list(self.likelihood.parameters()) if self.likelihood is not None else []
         return groups | ({"scale": scale} if scale else {})
 
@@ -105,7 +103,7 @@ class VaeGan(nn.Module):
         latents_FZ, kl_BZ = encode(self.generator, portion, batch)
         shows = self.settings.adversarial.shows
         if shows != "reconstructions":
-            prior_BZ = portion.draws.normal("prior", self.generator.latent_dim)
+            prior_BZ = portion.draws.normal("prior", *self.generator.latent_shape)
             latents_FZ = torch.cat([latents_FZ, prior_BZ])
         with batch.networks():
             features = self.generator.decoder.body(latents_FZ)
@@ -133,6 +131,8 @@ class VaeGan(nn.Module):
         if self.likelihood is not None:
             reconstructions_BCHW = leaf_FCHW[: len(portion.images_BCHW)]
             values["reconstruction"] = self.likelihood.error_B(reconstructions_BCHW, portion.images_BCHW).mean()
+        if self.perceptual is not None and self.perceptual.is_due(batch):
+            values["perceptual"] = self.perceptual.mean(leaf_FCHW[: len(portion.images_BCHW)], portion, batch)
         factor = self.adversary.factor(batch.position)
         by_features = isinstance(reconstruction, DiscriminatorFeatureReconstruction)
         if factor == 0 and not by_features:
@@ -194,6 +194,8 @@ class VaeGan(nn.Module):
             else torch.full_like(error, 1 / self.values_per_image)
         )
         weights = {"reconstruction": scale}
+        if "value perceptual" in means and self.perceptual is not None:
+            weights["perceptual"] = torch.full_like(error, self.perceptual.weight)
         factor = self.adversary.factor(batch.position)
         matching = self.settings.adversarial.feature_matching
         if "value feature_matching" in means and matching is not None:
@@ -218,8 +220,11 @@ class VaeGan(nn.Module):
         cotangents = {name: share * means[f"weight {name}"] * gradient for name, gradient in forward.gradients.items()}
         if self.settings.adversarial.reaches_encoder is False and "adversarial" in cotangents:
             self._adversarial_backward_to_decoder(forward.images_FCHW, cotangents.pop("adversarial"))
-        roots = [forward.images_FCHW, self.kl.loss(forward.kl_BZ, means["kl_Z"], batch.position) / batch.num_portions]
-        gradients: list[Tensor | None] = [torch.stack(list(cotangents.values())).sum(0), None]
+        roots = [forward.images_FCHW]
+        gradients: list[Tensor | None] = [torch.stack(list(cotangents.values())).sum(0)]
+        if forward.kl_BZ.requires_grad:  # It does not where the encoder is frozen.
+            roots.append(self.kl.loss(forward.kl_BZ, means["kl_Z"], batch.position) / batch.num_portions)
+            gradients.append(None)
         scale_loss = self.likelihood.scale_loss(forward.error) if self.likelihood is not None else None
         if scale_loss is not None:
             roots.append(scale_loss / batch.num_portions)
@@ -248,6 +253,9 @@ class VaeGan(nn.Module):
         sizes = _sizes(weights, means)
         batch.record("reconstruction_gradient_norm", sizes.reconstruction)
         total = reconstruction_loss + self.kl.value(means["kl_Z"], batch.position)
+        if "perceptual" in weights:
+            batch.record("perceptual_loss", means["value perceptual"])
+            total = total + weights["perceptual"] * means["value perceptual"]
         if "feature_matching" in weights:
             batch.record("feature_matching_loss", means["value feature_matching"])
             total = total + weights["feature_matching"] * means["value feature_matching"]

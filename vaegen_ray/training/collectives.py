@@ -31,6 +31,11 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return total / num_ranks()
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of equally shaped tensors, the same on all ranks."""
+    return mean_over_ranks(tensor) * num_ranks()
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate along the first dimension, in the order of ranks; lengths may differ."""
     if num_ranks() == 1:

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 
 
 class Ema:

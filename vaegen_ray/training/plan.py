@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.objectives.build import build_objective
 from vaegen_ray.objectives.objective import Batch, Objective, PhaseName
 from vaegen_ray.randomness import Draws
@@ -89,7 +89,7 @@ def _forward(generator: Generator, batch: Batch) -> None:
     with torch.no_grad():
         if generator.encoder is not None:
             generator.encoder(batch.images_BCHW)
-        generator.decoder(torch.empty(COUNTED_IMAGES, generator.latent_dim, device="meta"))
+        generator.decoder(torch.empty(COUNTED_IMAGES, *generator.latent_shape, device="meta"))
 
 
 def _phase(objective: Objective, name: PhaseName, batch: Batch) -> None:

@@ -14,7 +14,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.batches import to_float
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.pictures import reconstruction_grid, sample_grid, save_picture
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
 from vaegen_ray.tracking.tracker import Tracker

@@ -4,26 +4,33 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.data.batches import ImageBatches
+from vaegen_ray.data.batches import ImageBatches, to_float
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.pixels import Pixels
 from vaegen_ray.data.placement import Images, training_images
 from vaegen_ray.data.plain_parquet import check_dataset, open_dataset
 from vaegen_ray.errors import JobError
+from vaegen_ray.evaluation.diffusers_format import check_diffusers, load_diffusers_weights
 from vaegen_ray.evaluation.features import check_features
+from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH
+from vaegen_ray.evaluation.latent_statistics import LatentStatistics, latent_statistics
 from vaegen_ray.evaluation.scores import load_scores, save_scores
 from vaegen_ray.evaluation.trained_model import save_trained_model
+from vaegen_ray.objectives.perceptual import check_lpips
 from vaegen_ray.runs.lease import Fence, Lease, holder_of
+from vaegen_ray.storage import Location
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Tracker, Trackers
 from vaegen_ray.training.checkpoint import highest_fence, restore_newest
-from vaegen_ray.training.collectives import gather_objects, is_rank_0, together
+from vaegen_ray.training.collectives import gather_objects, is_rank_0, sum_over_ranks, together
 from vaegen_ray.training.loop import Ending, train
 from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
 from vaegen_ray.training.provenance import record_start
@@ -58,8 +65,12 @@ def check_train_job(job: TrainJob) -> None:
 def check_inputs(job: TrainJob) -> None:
     """Refuse what a look at dataset, weights and packages can refuse."""
     check_dataset(job.data, job.model)
+    if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None:
+        check_diffusers(Location.of(job.model.start_from), job.model)
     if job.evaluation.features is not None:
         check_features(job.evaluation.features)
+    for network in job.lpips_networks():
+        check_lpips(network)
     check_tracking(job.tracking)
 
 
@@ -95,6 +106,8 @@ def run_training(
         stack.callback(images.close)
         state = TrainState(job, session.device)
         restore_newest(state, run)
+        if state.position == 0:
+            together(lambda: _start_from_published(state, job))
         state.check_replicas()
         tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
         if tracker is not None:
@@ -128,13 +141,34 @@ def _train_and_evaluate(
         signals = gather_objects(session.stop_signal or 0)
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
     scores = recorder.evaluate(state)
+    statistics = _latent_statistics(job, session, state, images)
     if is_rank_0():
-        save_trained_model(state.ema.generator, job, recorder.run.final)
+        save_trained_model(state.ema.generator, job, recorder.run.final, statistics)
         if recorder.tracker is not None:
             recorder.tracker.flush()
         # Last of all: where the scores are, the run is complete.
         save_scores(scores, job, len(recorder.held_out), recorder.run)
     return RunResult(ending, state.position, scores)
+
+
+def _start_from_published(state: TrainState, job: TrainJob) -> None:
+    if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None:
+        for generator in (state.objective.generator, state.ema.generator):
+            load_diffusers_weights(generator, Location.of(job.model.start_from), job.model)
+
+
+def _latent_statistics(job: TrainJob, session: Session, state: TrainState, images: Images) -> LatentStatistics | None:
+    """Of all training images, this rank's share of them by its own hands; None for a model without a spatial code."""
+    if not isinstance(job.model, KlAutoencoderModel):
+        return None
+    share = np.array_split(np.arange(len(images), dtype=np.uint64), session.num_ranks)[session.rank]
+
+    def batches() -> Iterator[torch.Tensor]:
+        for first in range(0, len(share), IMAGES_PER_BATCH):
+            read = images.read(share[first : first + IMAGES_PER_BATCH], job.training.final_position)
+            yield to_float(images.hand_over(read).to(session.device))
+
+    return latent_statistics(state.ema.generator, batches(), sum_over_ranks)
 
 
 def _start(
@@ -194,6 +228,8 @@ def _check_ranks(job: TrainJob, session: Session) -> None:
 def _open_dataset(job: TrainJob, device: torch.device) -> tuple[Dataset, Images, Pixels]:
     if job.evaluation.features is not None:
         check_features(job.evaluation.features)
+    for network in job.lpips_networks():
+        check_lpips(network)
     dataset = open_dataset(job.data, job.model)
     held_out = dataset.decoded("held_out", NodeCache.of(job.data), job.evaluation.images)
     return dataset, training_images(dataset, job.data, device), held_out
