@@ -43,7 +43,7 @@ def train(
             vote.close()
             recorder.checkpoint(state, guard)
             return Ending.STOPPED
-        batch = make_batch(job, session, state.position, next(batches))
+        batch = make_batch(job, session, state.position, recorder.next_images(batches))
         factor = learning_rate_factor(job.optimizer.schedule, state.position, job.training.total_images)
         for phase in state.phases:
             phase.update(batch, learning_rate_factor=factor, guard=guard)

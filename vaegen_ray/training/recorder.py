@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
@@ -20,7 +21,7 @@ from vaegen_ray.tracking.tracker import Tracker
 from vaegen_ray.training.checkpoint import save_checkpoint
 from vaegen_ray.training.collectives import gather_rows, is_rank_0
 from vaegen_ray.training.guard import FiniteGuard
-from vaegen_ray.training.reporting import MetricMeans, Rate
+from vaegen_ray.training.reporting import Activity, MetricMeans, Rate, TimeSpent, peak_memory_bytes
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
 
@@ -45,6 +46,12 @@ class Recorder:
         """Position of the newest checkpoint that this process wrote or began from."""
         self._means = MetricMeans()
         self._rate: Rate | None = None
+        self._time = TimeSpent()
+
+    def next_images(self, batches: Iterator[Tensor]) -> Tensor:
+        """The images of the next step; the time that they keep the step waiting is input's."""
+        with self._time.on("input"):
+            return next(batches)
 
     def after_step(self, state: TrainState, batch: Batch, guard: FiniteGuard) -> None:
         """Do what has become due with this step."""
@@ -67,6 +74,8 @@ class Recorder:
         if self._rate is not None and state.position > self._rate.position:
             metrics["images_per_s"] = self._rate.take(state.position)
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
+        metrics |= self._time.take()
+        metrics["peak_memory_bytes"] = peak_memory_bytes(self.session.device)
         if self.tracker is not None:
             self._check_fence_now_and_then()
             self.tracker.scalars(metrics, state.position)
@@ -75,7 +84,7 @@ class Recorder:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Scores of the moving average against held-out images, and its pictures."""
-        with self._clock_stopped():
+        with self._clock_stopped("evaluation"):
             generator = state.ema.generator
             scores = evaluate(
                 generator,
@@ -100,7 +109,7 @@ class Recorder:
         if state.position == self.saved_at:
             return  # Written in place again, a kill could take the run's only checkpoint.
         self.saved_at = state.position
-        with self._clock_stopped():
+        with self._clock_stopped("checkpoint"):
             if self.tracker is not None:
                 self.tracker.flush()
             if self.fence is not None:
@@ -132,10 +141,11 @@ class Recorder:
         return position // every_images > (position - self.job.training.images_per_step) // every_images
 
     @contextmanager
-    def _clock_stopped(self) -> Iterator[None]:
+    def _clock_stopped(self, activity: Activity) -> Iterator[None]:
         """Time that is not training's stays out of the images a second."""
         if self._rate is not None:
             self._rate.stop()
-        yield
+        with self._time.on(activity):
+            yield
         if self._rate is not None:
             self._rate.go_on()
