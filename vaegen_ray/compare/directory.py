@@ -107,6 +107,5 @@ class CompareDirectory:
 
 
 def runs_of(job: CompareJob) -> list[tuple[str, int]]:
-    """Variant and seed of every run: all variants with the first seed, then with the next, so that an unfinished
-    comparison compares."""
+    """Variant and seed of every run, seed by seed, so that an unfinished comparison compares."""
     return [(variant, seed) for seed in job.seeds for variant in job.variants]

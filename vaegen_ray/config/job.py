@@ -22,7 +22,8 @@ from vaegen_ray.config.data import Data
 from vaegen_ray.config.model import ConvolutionalModel
 from vaegen_ray.config.objective import Objective
 from vaegen_ray.config.rules import broken_rules
-from vaegen_ray.config.settings import with_settings
+from vaegen_ray.config.settings import flat, with_settings
+from vaegen_ray.config.watchdog import CHANGEABLE, Watchdog
 
 # ---------------------------------------------------------------------------- optimizer
 
@@ -225,15 +226,6 @@ class Tracking(Section):
     wandb: WandB | None = None
 
 
-CHANGEABLE = (
-    "objective.kl.",
-    "objective.adversarial.",
-    "optimizer.generator.learning_rate",
-    "optimizer.discriminator.learning_rate",
-)
-"""Numbers that may change in the middle of a run: no parameter and no moment depends on them."""
-
-
 class Change(Section):
     """Other weights or learning rates from a point on, as population-based training finds them."""
 
@@ -263,6 +255,7 @@ class TrainJob(Section):
     storage: Text = "runs"
     """Folder or bucket of all runs: a local path or ``s3://bucket/prefix``."""
     tracking: Tracking = Tracking()
+    watchdog: Watchdog = Watchdog()
     changes: tuple[Change, ...] = ()
     """In the order of their points."""
 
@@ -284,6 +277,7 @@ class TrainJob(Section):
         if broken:
             raise ValueError("\n".join(broken))
         self._check_changes()
+        self._check_rollbacks()
         return self
 
     def leg(self, position: int) -> tuple["TrainJob", int]:
@@ -315,6 +309,10 @@ class TrainJob(Section):
             return training.accumulation_steps
         return next(count for count in range(-(-share // largest), share + 1) if share % count == 0)
 
+    def after_rollbacks(self, settings: dict[str, float]) -> "TrainJob":
+        """The job with what the watchdog has changed."""
+        return self._with(settings)
+
     def _with(self, settings: dict[str, float]) -> "TrainJob":
         if not settings:
             return self
@@ -338,3 +336,11 @@ class TrainJob(Section):
             except ValidationError as error:
                 problem = error.errors()[0]
                 raise ValueError(f"{key}.set: makes no valid job ({problem['loc'][-1:]}: {problem['msg']})") from error
+
+    def _check_rollbacks(self) -> None:
+        for name, rule in self.watchdog.rules().items():
+            for path, factor in rule.multiply.items():
+                value = flat(self.model_dump()).get(path)
+                key = f"watchdog.{name}.multiply"
+                if not isinstance(value, float) or factor == 1 or value == 0:
+                    raise ValueError(f"{key}: must name a number above 0 of this job, and change it, got '{path}'")

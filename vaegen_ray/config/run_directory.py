@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.accumulation_steps",
     "evaluation.features.weights",
+    "watchdog.",
 )
 """Settings that a run may change between two starts: they do not change what is computed."""
 
@@ -55,6 +56,11 @@ class RunDirectory:
     def metrics(self) -> Location:
         """One JSON object a line, in the order of the position."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def incidents(self) -> Location:
+        """What the watchdog noticed, and what it did about it."""
+        return self.root / "incidents.json"
 
     @property
     def tensorboard(self) -> Location:

@@ -51,7 +51,7 @@ def broken_compare_rules(compare: CompareJob) -> Iterator[str]:
         for path in ("data.source", "model.image_size", "model.channels"):
             if path in settings:
                 yield f"variants.{variant}.{path}: must be the same in all variants, or their scores cannot be compared"
-        if len(job.resources.worker_counts) > 1:
+        if job.resources.fewest_workers < job.resources.most_workers:
             yield (
                 f"variants.{variant}: resources.workers: must be a number in a comparison, whose runs share a "
                 "cluster, got a range"

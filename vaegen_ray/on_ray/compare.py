@@ -28,6 +28,7 @@ from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL, stop_on_signal
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.on_ray.trial import TuneSession
 from vaegen_ray.storage import Location
+from vaegen_ray.training.incidents import CollapsedError
 from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.rate import images_per_second
 from vaegen_ray.training.run import check_inputs, finished_result, run_training
@@ -89,7 +90,8 @@ def _drive(
     on_progress: Callable[[Progress], None],
 ) -> None:
     """Keep as many runs going as the job allows; Ray holds back those for which there is no room."""
-    waiting, running = list(jobs), {}
+    waiting = list(jobs)
+    running: dict[Any, Run] = {}
     lost: list[str] = []
     while True:
         is_stopping = _is_asked_to_stop(directory)
@@ -116,7 +118,7 @@ def _drive(
 
 def _begin(job: CompareJob, directory: CompareDirectory, train_job: TrainJob, needs: WorkerNeeds) -> Any:
     resources = PROCESS_OF_A_NESTED_TRIAL if train_job.resources.needs_ray else needs.as_ray()
-    task = ray.remote(
+    task: Any = ray.remote(  # type: ignore[call-overload]  # the stub lacks a list of exceptions
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         max_retries=job.max_failures,
@@ -166,6 +168,8 @@ def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> 
 
 
 def _ending_of(error: VaegenError) -> Any:
+    if isinstance(error, CollapsedError):
+        return "collapsed"
     return "diverged" if isinstance(error, TrainingError) else "failed"
 
 
@@ -211,10 +215,10 @@ def _images(job: CompareJob, directory: CompareDirectory) -> dict[str, int]:
             train_job = directory.train_job(job, variant, job.seeds[0], {})
             needs = worker_needs(train_job)
             check_placement(train_job, needs)
-            measure = ray.remote(
-                num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=job.max_failures, max_calls=1
-            )(_measured_rate)
-            rate = ray.get(measure.remote(dump_job(train_job), os.getcwd())) * train_job.resources.worker_counts[0]
+            measure = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=job.max_failures, max_calls=1)(
+                _measured_rate
+            )
+            rate = ray.get(measure.remote(dump_job(train_job), os.getcwd())) * train_job.resources.most_workers
             step = train_job.training.images_per_step
             images[variant] = max(round(rate * job.budget.seconds / step), 1) * step
             directory.images.write_text(json.dumps(images) + "\n")

@@ -127,9 +127,7 @@ class TuneSession:
         self._end = job.training.final_position
         self._stop, self._finished = threading.Event(), threading.Event()
         if stop_request is not None:
-            threading.Thread(
-                target=self._watch_for_stop, args=(stop_request,), name="stop-watch", daemon=True
-            ).start()
+            threading.Thread(target=self._watch_for_stop, args=(stop_request,), name="stop-watch", daemon=True).start()
 
     def report(self, position: int, metrics: Mapping[str, float]) -> None:
         """Metrics are in the run directory."""

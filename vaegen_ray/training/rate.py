@@ -28,7 +28,9 @@ def images_per_second(job: TrainJob, session: Session) -> float:
     position = job.training.total_steps // 2 * job.training.images_per_step
     compile_networks(state.objective, job, session.device)
     steps, begun_s = 0, time.perf_counter()
-    with ImageBatches(images, seed=job.seed, images_per_step=job.training.images_per_step, position=position) as batches:
+    with ImageBatches(
+        images, seed=job.seed, images_per_step=job.training.images_per_step, position=position
+    ) as batches:
         while steps < WARM_UP_STEPS + LEAST_STEPS or time.perf_counter() - begun_s < LEAST_S:
             batch = make_batch(job, session, position, next(batches))
             for phase in state.phases:

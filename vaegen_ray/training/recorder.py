@@ -1,7 +1,7 @@
 """What is kept of a run while it trains: metrics, pictures, scores and checkpoints, each when it is due."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,11 +19,13 @@ from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
 from vaegen_ray.tracking.tracker import Tracker
 from vaegen_ray.training.checkpoint import save_checkpoint
-from vaegen_ray.training.collectives import gather_rows, is_rank_0
+from vaegen_ray.training.collectives import gather_rows, is_rank_0, sum_over_ranks
 from vaegen_ray.training.guard import FiniteGuard
+from vaegen_ray.training.incidents import RollBack, record_stop, record_warning
 from vaegen_ray.training.reporting import Activity, MetricMeans, Rate, TimeSpent, peak_memory_bytes
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
+from vaegen_ray.training.watchdog import Incident, Watchdog
 
 
 class Recorder:
@@ -37,16 +39,22 @@ class Recorder:
         tracker: Tracker | None,
         held_out: NDArray[np.uint8],
         fence: Fence | None,
+        fingerprint: str | None = None,
     ) -> None:
-        """``tracker`` and ``fence`` are of rank 0, None on the others."""
+        """``tracker`` and ``fence`` are of rank 0, None on the others.
+
+        Under the ``fingerprint`` of the dataset the features of its images are kept in storage.
+        """
         self.job, self.session, self.run = job, session, run
         self.tracker, self.held_out, self.fence = tracker, held_out, fence
+        self._fingerprint = fingerprint
         self._fence_checked_s = time.monotonic()
         self.saved_at: int | None = None
         """Position of the newest checkpoint that this process wrote or began from."""
         self._means = MetricMeans()
         self._rate: Rate | None = None
         self._time = TimeSpent()
+        self._watchdog = Watchdog(job)
 
     def next_images(self, batches: Iterator[Tensor]) -> Tensor:
         """The images of the next step; the time that they keep the step waiting is input's."""
@@ -81,6 +89,7 @@ class Recorder:
             self.tracker.scalars(metrics, state.position)
         if is_rank_0():
             self.session.report(state.position, metrics)
+        self._watch(metrics, state.position)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Scores of the moving average against held-out images, and its pictures."""
@@ -94,12 +103,15 @@ class Recorder:
                 rank=self.session.rank,
                 num_ranks=self.session.num_ranks,
                 gather=gather_rows,
+                total=sum_over_ranks,
+                fingerprint=self._fingerprint,
             )
             if self.tracker is not None:
                 self.tracker.scalars(scores, state.position)
                 self._draw(generator, state.position, self.tracker)
         if is_rank_0():
             self.session.report_scores(state.position, scores)
+        self._watch(scores, state.position)
         return scores
 
     def checkpoint(self, state: TrainState, guard: FiniteGuard) -> None:
@@ -122,6 +134,36 @@ class Recorder:
         if self.fence is not None and time.monotonic() - self._fence_checked_s > BEAT_S:
             self._fence_checked_s = time.monotonic()
             self.fence.check()
+
+    def rolled_back(self, tracker: Tracker | None, position: int, incident: Incident) -> None:
+        """Go on from ``position``, with a tracker that has forgotten what came after it."""
+        self.tracker, self.saved_at = tracker, position or None
+        self._means, self._rate, self._time = MetricMeans(), None, TimeSpent()
+        self._watchdog = Watchdog(self.job)
+        if tracker is not None:
+            evidence = {"rolled_back_from_images": float(incident.position)} | _evidence(incident)
+            tracker.scalars(evidence, position)
+
+    def close(self) -> None:
+        """Close the tracker."""
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _watch(self, metrics: Mapping[str, float], position: int) -> None:
+        """Do what the watchdog's rules ask for; raises RollBack or CollapsedError, on all ranks alike.
+
+        A run that has come to its end is only warned of: its result is there.
+        """
+        for incident in self._watchdog.look(position, metrics):
+            if self.tracker is not None:
+                self.tracker.scalars(_evidence(incident), position)
+            action = self.job.watchdog.rules()[incident.rule].action
+            if action == "roll_back" and position < self.job.training.total_images:
+                raise RollBack(incident)
+            if action == "stop" and position < self.job.training.total_images:
+                raise record_stop(self.run, incident)
+            if is_rank_0():
+                record_warning(self.run, incident)
 
     def _draw(self, generator: Generator, position: int, tracker: Tracker) -> None:
         """Save the grids of this position; the same latents and the same held-out images every time."""
@@ -149,3 +191,8 @@ class Recorder:
             yield
         if self._rate is not None:
             self._rate.go_on()
+
+
+def _evidence(incident: Incident) -> dict[str, float]:
+    """As metrics: ``watchdog_<rule>`` is the number that broke it."""
+    return {f"watchdog_{incident.rule}": next(iter(incident.evidence.values()))}
