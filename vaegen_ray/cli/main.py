@@ -17,6 +17,7 @@ from rich.text import Text
 from vaegen_ray import __version__
 from vaegen_ray.cli import (
     bench,
+    compare,
     data,
     doctor,
     evaluate,
@@ -24,6 +25,7 @@ from vaegen_ray.cli import (
     pictures,
     plan,
     prepare,
+    report,
     runs,
     search,
     submit,
@@ -45,6 +47,7 @@ app.command()(validate.validate)
 app.command()(plan.plan)
 app.command("prepare")(prepare.prepare_command)
 app.command()(search.search)
+app.command()(compare.compare)
 app.command()(submit.submit)
 app.command()(submit.resume)
 app.command("list")(runs.list_command)
@@ -54,6 +57,7 @@ app.command()(runs.stop)
 app.command("doctor")(doctor.doctor_command)
 app.command("leaderboard")(leaderboard.leaderboard_command)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
 app.command()(pictures.sample)
 app.command()(pictures.reconstruct)
 app.command()(pictures.interpolate)

@@ -13,7 +13,13 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.batches import to_float
 from vaegen_ray.evaluation.evaluate import evaluate
-from vaegen_ray.evaluation.pictures import reconstruction_grid, sample_grid, save_picture
+from vaegen_ray.evaluation.pictures import (
+    interpolations_grid,
+    reconstruction_grid,
+    sample_grid,
+    save_picture,
+    traversal_grid,
+)
 from vaegen_ray.models.convolutional import Generator
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
@@ -169,9 +175,12 @@ class Recorder:
         """Save the grids of this position; the same latents and the same held-out images every time."""
         count, device = self.job.evaluation.grid_images, self.session.device
         grids = {"samples": sample_grid(generator, count, self.job.seed, device)}
+        originals = to_float(torch.from_numpy(self.held_out[:count].copy()).permute(0, 3, 1, 2)).to(device)
         if generator.encoder is not None:
-            originals = torch.from_numpy(self.held_out[:count].copy()).permute(0, 3, 1, 2)
-            grids["reconstructions"] = reconstruction_grid(generator, to_float(originals).to(device))
+            grids["reconstructions"] = reconstruction_grid(generator, originals)
+        if position >= self.job.training.total_images:
+            grids["interpolations"] = interpolations_grid(generator, originals, self.job.seed)
+            grids["traversals"] = traversal_grid(generator, originals, self.job.seed)
         for name, grid in grids.items():
             save_picture(grid, self.run.picture(name, position))
             tracker.image(name, grid, position)
