@@ -28,9 +28,11 @@ from vaegen_ray.cli import (
     report,
     runs,
     search,
+    serve,
     submit,
     train,
     validate,
+    watch,
 )
 from vaegen_ray.errors import DataError, JobError, TransientError, VaegenError
 from vaegen_ray.runs.attempts import keep_failure
@@ -58,6 +60,8 @@ app.command("doctor")(doctor.doctor_command)
 app.command("leaderboard")(leaderboard.leaderboard_command)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
+app.command()(watch.watch)
+app.command()(serve.serve)
 app.command()(pictures.sample)
 app.command()(pictures.reconstruct)
 app.command()(pictures.interpolate)

@@ -66,6 +66,11 @@ class CompareDirectory:
         """Held by the process that drives the comparison, where the directory is local."""
         return self.root / ".lock"
 
+    @property
+    def lease(self) -> Location:
+        """Who drives the comparison."""
+        return self.root / "lease"
+
     def run(self, variant: str, seed: int) -> RunDirectory:
         """The run of a variant with a seed."""
         return RunDirectory(self.runs / run_name(variant, seed))

@@ -134,6 +134,16 @@ class Features(Section):
     """File of `inception_v3_fid` (npz or safetensors; local or s3://), by default ``$VAEGEN_FID_WEIGHTS``."""
 
 
+class Best(Section):
+    """Which evaluation was the best: its model is kept in the run's folder `best`."""
+
+    metric: Text
+    """A score of the evaluations, such as `sample_fid`."""
+    goal: Literal["minimize", "maximize"]
+    patience_evaluations: Count | None = None
+    """The run ends after so many evaluations in a row that were no better; by default it goes on to its end."""
+
+
 class Evaluation(Section):
     """Numbers and pictures about the model, against held-out images."""
 
@@ -145,6 +155,8 @@ class Evaluation(Section):
     """FID and KID are left out when absent."""
     grid_images: Count = 64
     """Images in a sample grid."""
+    best: Best | None = None
+    """Keep the best evaluation's model too; needs `every_images`."""
 
 
 # ---------------------------------------------------------------------------- where
@@ -171,6 +183,14 @@ def _form_of_workers(value: Any) -> str:
     return "range" if isinstance(value, dict | ElasticWorkers) else "number"
 
 
+class EvaluatorResources(Section):
+    """What evaluation beside training asks for, where a run has several workers."""
+
+    cpus: PositiveFloat = 1.0
+    gpus: Weight | None = None
+    """By default as many as a worker."""
+
+
 class Resources(Section):
     """What the run asks of a machine or a cluster."""
 
@@ -181,6 +201,9 @@ class Resources(Section):
     gpus_per_worker: Weight | None = None
     """By default one where the cluster has GPUs, else none."""
     cpus_per_worker: PositiveFloat = 1.0
+    evaluator: EvaluatorResources | None = EvaluatorResources()
+    """On Ray, evaluations in the middle of a run are made beside it, where the cluster has room for this besides the
+    workers; else, and with `null`, in line."""
     max_failures: Annotated[int, Field(ge=0, strict=True)] = 3
     """How often lost workers are replaced before the run fails; nodes that are taken away in time do not count."""
     stop_window_s: PositiveFloat = 120.0

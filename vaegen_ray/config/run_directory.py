@@ -63,6 +63,20 @@ class RunDirectory:
         return self.root / "incidents.json"
 
     @property
+    def evaluations(self) -> Location:
+        """Models that wait for their evaluation beside training, or whose scores wait to be taken."""
+        return self.root / "evaluations"
+
+    def evaluation(self, position: int) -> Location:
+        """The folder of the model at ``position`` images."""
+        return self.evaluations / f"images-{position:012d}"
+
+    @property
+    def best(self) -> Location:
+        """The model of the best evaluation, where the job asks for it."""
+        return self.root / "best"
+
+    @property
     def tensorboard(self) -> Location:
         """Event files."""
         return self.root / "tensorboard"

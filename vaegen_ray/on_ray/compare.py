@@ -27,6 +27,7 @@ from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_stor
 from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL, stop_on_signal
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.on_ray.trial import TuneSession
+from vaegen_ray.runs.lease import Lease
 from vaegen_ray.storage import Location
 from vaegen_ray.training.incidents import CollapsedError
 from vaegen_ray.training.loop import Ending
@@ -156,7 +157,7 @@ def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> 
             if directory.stop_request.exists() and not run.stop_request.exists():
                 run.stop_request.write_text("15")
 
-        result = train_on_ray(job, command=command, meanwhile=look)
+        result = train_on_ray(job, command=command, meanwhile=look, evaluates_beside=False)
     else:
         session = TuneSession(directory.stop_request, job, None)
         session.reports_rungs = False
@@ -251,10 +252,17 @@ def _is_asked_to_stop(directory: CompareDirectory) -> bool:
 
 @contextmanager
 def _sole_driver(directory: CompareDirectory) -> Iterator[None]:
-    """Keep a second process from driving the same comparison on this disk."""
-    if not directory.root.is_local:
+    """Keep a second process from driving the same comparison: by a lock on a local disk, by a lease everywhere."""
+    with ExitStack() as stack:
+        if directory.root.is_local:
+            stack.enter_context(_locked(directory))
+        lease = Lease(directory.lease)
+        stack.callback(lease.release)
         yield
-        return
+
+
+@contextmanager
+def _locked(directory: CompareDirectory) -> Iterator[None]:
     directory.root.local_path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory.lock.local_path, timeout=LOCK_TIMEOUT_S):

@@ -123,7 +123,7 @@ class TuneSession:
         self.stop_signal: int | None = None
         self.scores: dict[str, float] = {}
         """Of the newest evaluation."""
-        self.reports_rungs = True
+        self.reports_rungs, self.evaluates_beside = True, False
         self._end = job.training.final_position
         self._stop, self._finished = threading.Event(), threading.Event()
         if stop_request is not None:
@@ -234,4 +234,4 @@ def _train_on_workers(job: TrainJob, places: SearchDirectory) -> RunResult:
                 reported[0] = position
                 ray.tune.report(report_of(position, _scores_of_line(line)))
 
-    return train_on_ray(job, command=sys.argv, meanwhile=look)
+    return train_on_ray(job, command=sys.argv, meanwhile=look, evaluates_beside=False)

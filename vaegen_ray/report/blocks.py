@@ -51,7 +51,8 @@ def table(
     ``best``: row and column of the cells to be emphasised.
     """
     return {
-        "type": "table", "title": title, "columns": list(columns), "rows": [[_cell(cell) for cell in row] for row in rows],
+        "type": "table", "title": title, "columns": list(columns),
+        "rows": [[_cell(cell) for cell in row] for row in rows],
         "opens": list(opens), "best": [list(cell) for cell in best], "note": note, "filters": filters,
     }  # fmt: skip
 

@@ -44,7 +44,9 @@ def comparison_page(directory: CompareDirectory) -> dict[str, Any]:
 
 
 def _table(comparison: Comparison) -> Block:
-    names, rows, best = list(comparison.runs), [], []
+    names = list(comparison.runs)
+    rows: list[list[object]] = []
+    best: list[tuple[int, int]] = []
     for metric in comparison.metrics:
         winner, p = comparison.best(metric)
         unit, better = UNITS.get(metric, ("", ""))
@@ -117,7 +119,8 @@ def _conditions(comparison: Comparison) -> dict[str, list[str]]:
 
 
 def _origin(comparison: Comparison) -> Block:
-    job, rows = comparison.job, []
+    job = comparison.job
+    rows: list[tuple[str, object]] = []
     first = next((run for name in comparison.runs for run in [comparison.directory.run(name, job.seeds[0])]), None)
     if first is not None and first.provenance.exists():
         start = json.loads(first.provenance.read_text())[-1]

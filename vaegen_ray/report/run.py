@@ -59,13 +59,12 @@ def newest_samples(run: RunDirectory) -> str | None:
 
 def incidents(run: RunDirectory, job: TrainJob) -> Block:
     """Restarts, what the watchdog noticed and did, and damaged images."""
-    sentences = []
     starts = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
-    for start in starts[1:]:
-        sentences.append(
-            f"{start['time']}: started again at {start['position']:,} images, on {start['num_ranks']} worker(s) of "
-            f"{start['device']}, after a stop, a preemption or a lost worker"
-        )
+    sentences = [
+        f"{start['time']}: started again at {start['position']:,} images, on {start['num_ranks']} worker(s) of "
+        f"{start['device']}, after a stop, a preemption or a lost worker"
+        for start in starts[1:]
+    ]
     for entry in read_incidents(run):
         did = {"warn": "warned", "stop": "stopped the run"}.get(entry["action"])
         if did is None:
@@ -93,12 +92,12 @@ def _scores(record: dict[str, Any]) -> list[Block]:
 
 
 def _pictures(run: RunDirectory) -> list[Block]:
-    blocks = []
+    blocks: list[Block] = []
     names = run.samples.names()
     for name, title in (("samples", "Samples"), ("reconstructions", "Reconstructions")):
-        found = [(int(m[1]), file) for file in names if (m := re.fullmatch(rf"{name}-(\d{{12}})\.png", file))]
-        every = -(-len(found) // MOST_FRAMES) if found else 1
-        frames = [(f"{at:,} images", picture_uri(run.samples / file)) for at, file in found[::-1][::every][::-1]]
+        grids = [(int(m[1]), file) for file in names if (m := re.fullmatch(rf"{name}-(\d{{12}})\.png", file))]
+        every = -(-len(grids) // MOST_FRAMES) if grids else 1
+        frames = [(f"{at:,} images", picture_uri(run.samples / file)) for at, file in grids[::-1][::every][::-1]]
         if frames:
             about = "the same latents at every point" if name == "samples" else "originals above their reconstructions"
             blocks.append(slider(title, frames, note=about))

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from vaegen_ray.config.loading import dump_job
-from vaegen_ray.config.search import SearchJob
-from vaegen_ray.config.space import Axis
+from vaegen_ray.config.search import Axis, SearchJob
 from vaegen_ray.report.blocks import Block, chart, facts, source, table
 from vaegen_ray.report.run import newest_samples
 from vaegen_ray.search.directory import SearchDirectory

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.settings import flat
@@ -75,7 +77,12 @@ def roll_back(job: TrainJob, run: RunDirectory, incident: Incident) -> int:
     before = changed_settings(run)
     values = flat(job.after_rollbacks(before).model_dump())
     changed = {path: values[path] * factor for path, factor in rule.multiply.items()}
-    job.after_rollbacks(before | changed)  # Raises here what makes no valid job.
+    try:
+        job.after_rollbacks(before | changed)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        why = f", and cannot be rolled back, because {', '.join(changed)} would make no valid job ({problem})"
+        raise record_stop(run, incident, why) from error
     position = 0
     if is_rank_0():
         good = [at for at in run.checkpoint_positions() if at <= incident.good_position and has_checkpoint(run, at)]

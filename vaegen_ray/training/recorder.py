@@ -1,31 +1,27 @@
 """What is kept of a run while it trains: metrics, pictures, scores and checkpoints, each when it is due."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.data.batches import to_float
 from vaegen_ray.evaluation.evaluate import evaluate
-from vaegen_ray.evaluation.pictures import (
-    interpolations_grid,
-    reconstruction_grid,
-    sample_grid,
-    save_picture,
-    traversal_grid,
-)
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
+from vaegen_ray.storage import Location
 from vaegen_ray.tracking.tracker import Tracker
+from vaegen_ray.training.beside import Published, copy_model
+from vaegen_ray.training.best import BestEvaluation
 from vaegen_ray.training.checkpoint import save_checkpoint
 from vaegen_ray.training.collectives import gather_rows, is_rank_0, sum_over_ranks
+from vaegen_ray.training.grids import save_grids
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.incidents import RollBack, record_stop, record_warning
 from vaegen_ray.training.reporting import Activity, MetricMeans, Rate, TimeSpent, peak_memory_bytes
@@ -61,6 +57,16 @@ class Recorder:
         self._rate: Rate | None = None
         self._time = TimeSpent()
         self._watchdog = Watchdog(job)
+        self._published: Published | None = None
+        self._best: BestEvaluation | None = None
+
+    def begin(self, position: int) -> None:
+        """Go on at ``position``: with what an earlier start evaluated, and what it left to be evaluated."""
+        if self.session.evaluates_beside:
+            self._published = Published(self.job, self.run, position)
+        if self.job.evaluation.best is not None:
+            self._best = BestEvaluation(self.job.evaluation.best, self.run, position)
+        self.saved_at = position or None
 
     def next_images(self, batches: Iterator[Tensor]) -> Tensor:
         """The images of the next step; the time that they keep the step waiting is input's."""
@@ -77,7 +83,10 @@ class Recorder:
         if is_last or self._is_due(training.report_every_images, state.position):
             self.report(state, guard)
         if not is_last and self._is_due(self.job.evaluation.every_images, state.position):
-            self.evaluate(state)
+            if self._published is not None:
+                self._evaluate_beside(state)
+            else:
+                self.evaluate(state)
         if is_last or self._is_due(training.checkpoint_every_images, state.position):
             self.checkpoint(state, guard)
 
@@ -100,6 +109,7 @@ class Recorder:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Scores of the moving average against held-out images, and its pictures."""
         with self._clock_stopped("evaluation"):
+            self._take_published()
             generator = state.ema.generator
             scores = evaluate(
                 generator,
@@ -113,12 +123,49 @@ class Recorder:
                 fingerprint=self._fingerprint,
             )
             if self.tracker is not None:
-                self.tracker.scalars(scores, state.position)
-                self._draw(generator, state.position, self.tracker)
-        if is_rank_0():
-            self.session.report_scores(state.position, scores)
-        self._watch(scores, state.position)
+                grids = save_grids(generator, self.held_out, self.job, self.run, state.position, self.session.device)
+                for name, grid in grids.items():
+                    self.tracker.image(name, grid, state.position)
+            self._count_in(
+                scores, state.position, lambda best: save_trained_model(generator, self.job, best, state.position)
+            )
         return scores
+
+    def _evaluate_beside(self, state: TrainState) -> None:
+        """Take the scores of the model before, and publish this one; in line where nobody measures any more."""
+        assert self._published is not None
+        with self._clock_stopped("evaluation"):
+            self._take_published()
+            if not self._published.is_closed():
+                self._published.publish(state.ema.generator, state.position)
+                return
+        self._published = None
+        self.evaluate(state)
+
+    def _take_published(self) -> None:
+        """Count in the scores of all models that were published, waiting for them where they are not there."""
+        if self._published is None:
+            return
+        for position, scores in self._published.take():
+            folder = self.run.evaluation(position)
+            self._count_in(scores, position, partial(copy_model, folder))
+            if is_rank_0():
+                self._published.forget(position)
+
+    def _count_in(self, scores: dict[str, float], position: int, save_model: Callable[[Location], None]) -> None:
+        """Everything that an evaluation decides; ``save_model`` writes its model into a folder."""
+        if self.tracker is not None:
+            self.tracker.scalars(scores, position)
+        if is_rank_0():
+            self.session.report_scores(position, scores)
+        if self._best is not None and position > 0 and self._best.is_better(position, scores) and is_rank_0():
+            save_model(self.run.best)
+        self._watch(scores, position)
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether the evaluations have been no better for as long as the job has patience."""
+        return self._best is not None and self._best.is_over
 
     def checkpoint(self, state: TrainState, guard: FiniteGuard) -> None:
         """Save the state, once it is known to be finite and the same on all ranks."""
@@ -143,7 +190,8 @@ class Recorder:
 
     def rolled_back(self, tracker: Tracker | None, position: int, incident: Incident) -> None:
         """Go on from ``position``, with a tracker that has forgotten what came after it."""
-        self.tracker, self.saved_at = tracker, position or None
+        self.tracker = tracker
+        self.begin(position)
         self._means, self._rate, self._time = MetricMeans(), None, TimeSpent()
         self._watchdog = Watchdog(self.job)
         if tracker is not None:
@@ -170,20 +218,6 @@ class Recorder:
                 raise record_stop(self.run, incident)
             if is_rank_0():
                 record_warning(self.run, incident)
-
-    def _draw(self, generator: Generator, position: int, tracker: Tracker) -> None:
-        """Save the grids of this position; the same latents and the same held-out images every time."""
-        count, device = self.job.evaluation.grid_images, self.session.device
-        grids = {"samples": sample_grid(generator, count, self.job.seed, device)}
-        originals = to_float(torch.from_numpy(self.held_out[:count].copy()).permute(0, 3, 1, 2)).to(device)
-        if generator.encoder is not None:
-            grids["reconstructions"] = reconstruction_grid(generator, originals)
-        if position >= self.job.training.total_images:
-            grids["interpolations"] = interpolations_grid(generator, originals, self.job.seed)
-            grids["traversals"] = traversal_grid(generator, originals, self.job.seed)
-        for name, grid in grids.items():
-            save_picture(grid, self.run.picture(name, position))
-            tracker.image(name, grid, position)
 
     def _is_due(self, every_images: int | None, position: int) -> bool:
         """Whether the step that ended at ``position`` has crossed a multiple of ``every_images``."""

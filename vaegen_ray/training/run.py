@@ -97,7 +97,7 @@ def run_training(
         tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
         recorder = Recorder(job, session, run, tracker, held_out, fence, dataset.metadata.fingerprint)
         stack.callback(recorder.close)
-        recorder.saved_at = state.position or None
+        recorder.begin(state.position)
         return _train_and_evaluate(job, session, state, recorder, images, until or job.training.total_images)
 
 
@@ -106,9 +106,10 @@ def _train_and_evaluate(
 ) -> RunResult:
     if state.position == 0 and job.evaluation.every_images is not None:
         recorder.evaluate(state)
+    until = min(until, job.training.total_images)
     ending = Ending.COMPLETE
     changed = changed_settings(recorder.run)
-    while ending is Ending.COMPLETE and state.position < min(until, job.training.total_images):
+    while ending is Ending.COMPLETE and state.position < until and not recorder.has_converged:
         leg, end = job.leg(state.position)
         leg = leg.after_rollbacks(changed)
         if job.changes or changed:
@@ -127,12 +128,13 @@ def _train_and_evaluate(
             except RollBack as alarm:
                 state = _roll_back(job, session, recorder, alarm.incident)
                 changed = changed_settings(recorder.run)
-    if ending is Ending.STOPPED or state.position < job.training.total_images:
+    is_over = state.position >= job.training.total_images or recorder.has_converged
+    if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
     scores = recorder.evaluate(state)
     if is_rank_0():
-        save_trained_model(state.ema.generator, job, recorder.run.final)
+        save_trained_model(state.ema.generator, job, recorder.run.final, state.position)
         if recorder.tracker is not None:
             recorder.tracker.flush()
         # Last of all: where the scores are, the run is complete.

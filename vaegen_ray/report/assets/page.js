@@ -104,7 +104,11 @@ const draw = {
         if (block.opens.length) {
           row.className = "opens";
           row.tabIndex = 0;
-          row.addEventListener("click", () => { location.hash = block.opens[index]; });
+          row.addEventListener("click", () => {
+            // An address begins with a slash, and only a server has such rows; all else names a detail of this page.
+            if (block.opens[index].startsWith("/")) location.href = block.opens[index];
+            else location.hash = block.opens[index];
+          });
           row.addEventListener("keydown", (event) => { if (event.key === "Enter") row.click(); });
         }
         return row;
