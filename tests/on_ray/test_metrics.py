@@ -28,7 +28,9 @@ class Worker:
 
     def train(self, job: TrainJob) -> None:
         run_training(job, LocalSession(0, 1, torch.device("cpu")), own_tracker=RayMetrics(job, 0))
-        RayMetrics(job, 1).scalars({"step_s": 0.3, "data_wait_s": 0.2, "generator_loss": 7.0}, 960)
+        other = RayMetrics(job, 1)
+        for position in (960, 976):
+            other.scalars({"training_s": 0.2, "input_s": 0.4, "generator_loss": 7.0}, position)
         count_preemption(job.name)
         count_preemption(job.name)
 
@@ -62,10 +64,11 @@ def test_node_exports_what_the_run_recorded(dataset: Path, tmp_path: Path) -> No
     assert seen["ray_vaegen_lossname=generator_loss,rank=0"] == pytest.approx(newest["generator_loss"])
     assert seen["ray_vaegen_scorename=sample_swd,rank=0"] == pytest.approx(newest["sample_swd"])
     assert seen["ray_vaegen_preemptions_total"] == 2
-    steps = [line["step_s"] for line in lines if "step_s" in line]
-    assert seen["ray_vaegen_step_s_countrank=0"] == len(steps)
-    assert seen["ray_vaegen_step_s_sumrank=0"] == pytest.approx(sum(steps))
-    assert seen["ray_vaegen_checkpoint_s_countrank=0"] == 2
+    timed = [line for line in lines if "training_s" in line][1:]  # Each of the 16 images of two steps.
+    assert seen["ray_vaegen_step_s_countrank=0"] == len(timed)
+    seconds = sum(line["training_s"] + line.get("input_s", 0) for line in timed)
+    assert seen["ray_vaegen_step_s_sumrank=0"] == pytest.approx(seconds / 2)
+    assert seen["ray_vaegen_checkpoint_s_countrank=0"] == sum("checkpoint_s" in line for line in lines) > 0
     # Of the other ranks only what is their own.
     assert seen["ray_vaegen_data_wait_s_sumrank=1"] == pytest.approx(0.2)
     assert not any("loss" in name and "rank=1" in name for name in seen)

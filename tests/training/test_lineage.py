@@ -48,8 +48,8 @@ def state_of(run: RunDirectory, position: int) -> dict[str, bytes]:
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What clocks measured is not the same twice."""
-    return [{name: value for name, value in line.items() if not name.endswith("_s")} for line in lines]
+    """What clocks and memory measured is not the same twice."""
+    return [{name: value for name, value in line.items() if not name.endswith(("_s", "_bytes"))} for line in lines]
 
 
 @pytest.mark.parametrize(

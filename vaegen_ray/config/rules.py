@@ -18,6 +18,7 @@ from vaegen_ray.config.objective import (
     VaeGanObjective,
     VaeObjective,
 )
+from vaegen_ray.config.sentences import must_be
 
 if TYPE_CHECKING:
     from vaegen_ray.config.job import Features, TrainJob
@@ -41,6 +42,7 @@ def broken_rules(job: "TrainJob") -> Iterator[str]:
         yield from _lpips(job, "evaluation.lpips")
     if isinstance(job.model, KlAutoencoderModel):
         yield from _kl_autoencoder(job, job.model)
+    yield from _best(job)
     if isinstance(objective, VaeObjective):
         if job.optimizer.discriminator is not None:
             yield "optimizer.discriminator: has no effect, a vae has no discriminator; remove it"
@@ -91,6 +93,18 @@ def _data(job: "TrainJob") -> Iterator[str]:
             f"data.placement: must be 'stream' with data.shuffle_window_images, which keeps a part of the images on a "
             f"node, got '{data.placement}'; remove one of them"
         )
+
+
+def _best(job: "TrainJob") -> Iterator[str]:
+    from vaegen_ray.config.metrics import evaluated_metrics  # Which knows this module's jobs.
+
+    best = job.evaluation.best
+    if best is None:
+        return
+    if job.evaluation.every_images is None:
+        yield "evaluation.best: has no effect without evaluation.every_images; give it, or remove evaluation.best"
+    if best.metric not in evaluated_metrics(job):
+        yield f"evaluation.best.metric: {must_be(evaluated_metrics(job), best.metric)}"
 
 
 def _features(features: "Features", channels: int) -> Iterator[str]:

@@ -28,18 +28,23 @@ DESCRIPTION = "model.json"
 
 
 def save_trained_model(
-    generator: Generator, job: TrainJob, destination: Location, statistics: LatentStatistics | None = None
+    generator: Generator,
+    job: TrainJob,
+    destination: Location,
+    position: int | None = None,
+    statistics: LatentStatistics | None = None,
 ) -> None:
     """Write the weights of ``generator`` (float32) and their description into the folder ``destination``.
 
-    With the ``statistics`` of its latent codes, where the model has spatial ones.
+    ``position`` is where it stands, by default at the end of ``job``; ``statistics`` are of its latent codes, where the
+    model has spatial ones.
     """
     weights = bytes_of({name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()})
     description = {
         "name": job.name,
         "objective": job.objective.kind,
         "seed": job.seed,
-        "position": job.training.total_steps * job.training.images_per_step,
+        "position": job.training.final_position if position is None else position,
         "model": job.model.model_dump(mode="json"),
         "vaegen_ray": __version__,
         "latents": statistics.to_json() if statistics is not None else None,
@@ -89,6 +94,23 @@ def _read_description(run: RunDirectory, job: TrainJob) -> dict[str, Any]:
             f"{run.root}: must be a finished run, stands at {newest} of {job.training.total_images} images and has no "
             "final model yet; start the same `vaegen train` again to finish it"
         )
+    return load_generator(run.final, device), job
+
+
+def load_generator(folder: Location, device: torch.device | str) -> Generator:
+    """What :func:`save_trained_model` wrote into ``folder``, in evaluation mode on ``device``."""
+    description = _read_description(folder / DESCRIPTION)
+    weights = _read_weights(folder / WEIGHTS, description)
+    generator = Generator(_model_section(folder / DESCRIPTION, description))
+    try:
+        generator.load_state_dict(tensors_of(weights))
+    except (SafetensorError, RuntimeError) as error:
+        problem = f"must hold the weights of the model in {DESCRIPTION}"
+        raise CheckpointError(f"{folder / WEIGHTS}: {problem}, does not ({error}); restore both") from error
+    return generator.to(device).eval()
+
+
+def _read_description(file: Location) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text())
     except ValueError as error:

@@ -27,31 +27,41 @@ class RayMetrics:
 
     def __init__(self, job: TrainJob, rank: int) -> None:
         self._tags = {"run": job.name, "rank": str(rank)}
-        self._is_rank_0 = rank == 0
+        self._is_rank_0, self._images_per_step = rank == 0, job.training.images_per_step
+        self._last_position: int | None = None
         self._scores = set(evaluated_metrics(job))
         self._loss = Gauge(LOSS, "Loss, or another metric of training, by name", (*self._tags, "name"))
         self._score = Gauge(SCORE, "Score of an evaluation, by name", (*self._tags, "name"))
         self._position = Gauge(POSITION, "Images of the global sequence that have been used", (*self._tags,))
         self._images_per_s = Gauge(IMAGES_PER_S, "Images a second, all workers together", (*self._tags,))
-        self._seconds = {
-            "step_s": self._histogram(STEP, "Seconds a step", STEP_SECONDS),
-            "data_wait_s": self._histogram(DATA_WAIT, "Seconds that a step waited for images", WAIT_SECONDS),
-            "checkpoint_s": self._histogram(CHECKPOINT, "Seconds to save a checkpoint", CHECKPOINT_SECONDS),
-        }
+        self._step = self._histogram(STEP, "Seconds a step", STEP_SECONDS)
+        self._wait = self._histogram(DATA_WAIT, "Seconds that a step waited for images", WAIT_SECONDS)
+        self._checkpoint = self._histogram(CHECKPOINT, "Seconds to save a checkpoint", CHECKPOINT_SECONDS)
 
     def scalars(self, record: Mapping[str, float], position: int) -> None:
         """Export the newest values; Prometheus asks for them when it likes."""
-        for name, histogram in self._seconds.items():
-            if name in record and (self._is_rank_0 or name != "checkpoint_s"):
-                histogram.observe(record[name], self._tags)
+        if "training_s" in record:
+            self._observe_times(record, position)
         if not self._is_rank_0:
             return
         self._position.set(position, self._tags)
         if "images_per_s" in record:
             self._images_per_s.set(record["images_per_s"], self._tags)
         gauge = self._score if record.keys() <= self._scores else self._loss
-        for name in record.keys() - {*self._seconds, "images_per_s"}:
-            gauge.set(record[name], {**self._tags, "name": name})
+        for name, value in record.items():
+            if not name.endswith(("_s", "_bytes")):
+                gauge.set(value, {**self._tags, "name": name})
+
+    def _observe_times(self, record: Mapping[str, float], position: int) -> None:
+        """Of the steps since the last line; the first line's are unknown, for the run may have begun anywhere."""
+        waited_s = record.get("input_s", 0.0)
+        if self._last_position is not None and position > self._last_position:
+            steps = (position - self._last_position) / self._images_per_step
+            self._step.observe((record["training_s"] + waited_s) / steps, self._tags)
+            self._wait.observe(waited_s / steps, self._tags)
+        self._last_position = position
+        if self._is_rank_0 and record.get("checkpoint_s"):
+            self._checkpoint.observe(record["checkpoint_s"], self._tags)
 
     def image(self, name: str, picture: Image, position: int) -> None:
         """Nothing: Prometheus has numbers only."""

@@ -33,7 +33,11 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of equally shaped tensors, the same on all ranks."""
-    return mean_over_ranks(tensor) * num_ranks()
+    if num_ranks() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
 def gather_rows(rows: Tensor) -> Tensor:
