@@ -108,4 +108,5 @@ def cluster(store: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     cluster = LocalCluster(folder / "state", environment)
     cluster.up()
     yield cluster
-    cluster.down()
+    if cluster.state.exists():
+        cluster.down()
