@@ -16,7 +16,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.evaluation.features import load_feature_network
 from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
 from vaegen_ray.evaluation.shares import Share
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.randomness import derived_seed
 
 MOST_SAMPLES = 1000

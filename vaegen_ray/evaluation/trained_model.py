@@ -60,25 +60,20 @@ def load_trained_model(run: RunDirectory, device: torch.device | str) -> tuple[G
     Raises JobError where there is no run, and CheckpointError where it is not finished or a file is damaged.
     """
     job = run.load_job()
-    description = _read_description(run, job)
-    weights = _read_weights(run.final / WEIGHTS, description)
-    generator = Generator(_model_section(run.final / DESCRIPTION, description))
-    try:
-        generator.load_state_dict(tensors_of(weights))
-    except (SafetensorError, RuntimeError) as error:
-        problem = f"must hold the weights of the model in {DESCRIPTION}"
-        raise CheckpointError(f"{run.final / WEIGHTS}: {problem}, does not ({error}); restore both") from error
-    return generator.to(device).eval(), job
+    _check_is_finished(run, job)
+    return load_generator(run.final, device), job
 
 
 def fingerprint_of(run: RunDirectory) -> str:
     """SHA-256 of the weights of the trained generator of ``run``: what latents depend on."""
-    return str(_read_description(run, run.load_job())["weights"]["sha256"])
+    _check_is_finished(run, run.load_job())
+    return str(_read_description(run.final / DESCRIPTION)["weights"]["sha256"])
 
 
 def load_latent_statistics(run: RunDirectory) -> LatentStatistics | None:
     """What :func:`save_trained_model` was given; None for a model without."""
-    description = _read_description(run, run.load_job())
+    _check_is_finished(run, run.load_job())
+    description = _read_description(run.final / DESCRIPTION)
     latents = description.get("latents")
     try:
         return LatentStatistics.from_json(latents) if latents is not None else None
@@ -86,15 +81,13 @@ def load_latent_statistics(run: RunDirectory) -> LatentStatistics | None:
         raise CheckpointError(f"{run.final / DESCRIPTION}: latents: is damaged ({error!r}); restore it") from error
 
 
-def _read_description(run: RunDirectory, job: TrainJob) -> dict[str, Any]:
-    file = run.final / DESCRIPTION
-    if not file.exists():
+def _check_is_finished(run: RunDirectory, job: TrainJob) -> None:
+    if not (run.final / DESCRIPTION).exists():
         newest = max(run.checkpoint_positions(), default=0)
         raise CheckpointError(
             f"{run.root}: must be a finished run, stands at {newest} of {job.training.total_images} images and has no "
             "final model yet; start the same `vaegen train` again to finish it"
         )
-    return load_generator(run.final, device), job
 
 
 def load_generator(folder: Location, device: torch.device | str) -> Generator:

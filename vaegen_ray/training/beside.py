@@ -19,7 +19,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import TrainingError, VaegenError
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.trained_model import DESCRIPTION, load_generator, save_trained_model
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 from vaegen_ray.training.collectives import from_rank_0, is_rank_0
 from vaegen_ray.training.grids import save_grids

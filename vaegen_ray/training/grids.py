@@ -15,7 +15,7 @@ from vaegen_ray.evaluation.pictures import (
     save_picture,
     traversal_grid,
 )
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 
 
 def save_grids(
