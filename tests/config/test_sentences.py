@@ -92,7 +92,7 @@ ELSEWHERE = {
     "tracking.wandb={}": "tracking.wandb.project: is required; add it",
     "evaluation.features={}": "evaluation.features.network: is required; add it",
     # Kinds.
-    "model={image_size: 32, channels: 1}": "model.kind: is required, 'convolutional'; add it",
+    "model={image_size: 32, channels: 1}": "model.kind: is required, one of 'convolutional', 'kl_autoencoder'; add it",
     "objective={preset: null}": "objective.kind: is required, one of 'vae', 'gan', 'vae_gan'; add it",
     "objective.adversarial.balance={weight: 1}": (
         f"objective.adversarial.balance.kind: is required, {KINDS_OF_BALANCE}; add it"
