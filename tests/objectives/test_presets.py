@@ -225,7 +225,7 @@ def test_larsen_preset_routes_gradients_as_algorithm_1() -> None:
     assert (balance.equilibrium, balance.margin) == (0.68, 0.35)
 
 
-@pytest.mark.parametrize(("preset", "steps"), [("ldm", 50_001), ("sgm", 20_001), ("titok", 200_000), ("larsen", 0)])
+@pytest.mark.parametrize(("preset", "steps"), [("ldm", 50_001), ("sgm", 20_001), ("ta_titok", 200_000), ("larsen", 0)])
 def test_preset_starts_its_adversarial_term_after_the_steps_of_the_original(preset: str, steps: int) -> None:
     assert case(preset).job.objective.adversarial.start_images == steps * IMAGES_PER_STEP
 
