@@ -61,7 +61,7 @@ def page_data(root: Location) -> dict[str, Any]:
             return comparison_page(CompareDirectory(root))
         case _:
             raise JobError(
-                f"{root}: must be the directory of a run, a search or a comparison, found none of {', '.join(MARKS)} there"
+                f"{root}: must be the directory of a run, a search or a comparison, found none of {', '.join(MARKS)}"
             )
 
 

@@ -13,6 +13,7 @@ from vaegen_ray.cli.train import Overrides
 from vaegen_ray.config.loading import AnyJob, job_of, load_job, parse_yaml
 from vaegen_ray.errors import JobError
 from vaegen_ray.runs.attempts import read_attempts, root_of
+from vaegen_ray.runs.status import JOB_FILES
 
 Address = Annotated[
     str | None,
@@ -56,7 +57,7 @@ def resume(
 ) -> None:
     """Submit a run or search again, to go on where it was; its job is the one in its directory."""
     root = find_run(name, storage)
-    file = next((root / file for file in ("job.json", "search.json") if (root / file).exists()), None)
+    file = next((root / file for file in JOB_FILES if (root / file).exists()), None)
     if file is None:
         raise JobError(f"{root}: must be the directory of a run or a search, found no job.json there")
     tree = parse_yaml(file.read_text())

@@ -51,7 +51,7 @@ def memorisation(
     network = load_feature_network(settings, device) if settings is not None else CoarsePixels()
     count = min(MOST_SAMPLES, len(held_out))
     with evaluation_mode(generator):
-        latents = prior_latents(count, generator.latent_dim, derived_seed(job.seed, "memorisation")).to(device)
+        latents = prior_latents(count, generator.latent_shape, derived_seed(job.seed, "memorisation")).to(device)
         samples = torch.cat([generator.decoder(part).float().clamp(-1, 1) for part in latents.split(64)])
         known = torch.cat([_features(network, samples), _features(network, _images(held_out[:count], device))])
         nearest = torch.full((2 * count,), torch.inf, dtype=torch.float64, device=device)

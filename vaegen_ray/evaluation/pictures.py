@@ -71,7 +71,7 @@ def interpolations_grid(
     if generator.encoder is not None:
         ends = posterior_means(generator, images_BCHW[: 2 * rows])
     else:
-        ends = prior_latents(2 * rows, generator.latent_dim, seed).to(device_of(generator))
+        ends = prior_latents(2 * rows, generator.latent_shape, seed).to(device_of(generator))
     fractions = [float(fraction) for fraction in torch.linspace(0, 1, steps)]
     latents = [
         spherical_interpolation(a, b, part) for a, b in zip(ends[::2], ends[1::2], strict=False) for part in fractions

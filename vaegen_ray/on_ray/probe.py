@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import vaegen_ray.on_ray  # noqa: F401  (settings that ray reads when it is imported)
 from vaegen_ray.config.compare import CompareJob
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, load_job
 from vaegen_ray.config.prepare import PrepareJob

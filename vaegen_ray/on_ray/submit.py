@@ -21,6 +21,7 @@ from typing import Any
 import requests
 
 from vaegen_ray.config.compare import CompareJob
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, dump_job, job_of
 from vaegen_ray.config.prepare import PrepareJob
@@ -79,10 +80,12 @@ class Outcome:
 
 def absolute(job: AnyJob) -> AnyJob:
     """``job`` with every local path made absolute: they begin where the command was given."""
-    if isinstance(job, SearchJob):
-        changes: dict[str, Any] = {"storage": _absolute(job.storage), "base": _absolute_train(job.base)}
-        changes["warm_start"] = tuple(_absolute(place) for place in job.warm_start)
-        return job_of({**job.model_dump(mode="json"), **_dumped(changes)}, job.name)
+    if isinstance(job, SearchJob | CompareJob):
+        tree = job.model_dump(mode="json")
+        tree |= {"storage": _absolute(job.storage), "base": _absolute_train(job.base).model_dump(mode="json")}
+        if isinstance(job, SearchJob):
+            tree["warm_start"] = [_absolute(place) for place in job.warm_start]
+        return job_of(tree, job.name)
     if isinstance(job, CompareJob):
         changes = {"storage": _absolute(job.storage), "base": _absolute_train(job.base)}
         return job_of({**job.model_dump(mode="json"), **_dumped(changes)}, job.name)
@@ -108,12 +111,6 @@ def _absolute_train(job: TrainJob) -> TrainJob:
 
 def _absolute(path: str) -> str:
     return path if path.startswith("shipped:") else Location.of(path).url
-
-
-def _dumped(changes: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in changes.items()
-    }
 
 
 def check_exposure(connection: Connection, findings: Findings | None = None) -> None:

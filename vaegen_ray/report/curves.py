@@ -114,7 +114,8 @@ def with_ramp(job: TrainJob, layout: Mapping[str, Any]) -> dict[str, Any]:
     marked["annotations"] = [
         {
             "x": start, "y": 1, "xref": "x", "yref": "paper",
-            "text": "adversarial ramp" if ramp else "adversarial start", "showarrow": False, "xanchor": "left", "yanchor": "bottom", "font": {"size": 11},
+            "text": "adversarial ramp" if ramp else "adversarial start", "showarrow": False, "xanchor": "left",
+            "yanchor": "bottom", "font": {"size": 11},
         }
     ]  # fmt: skip
     return marked
