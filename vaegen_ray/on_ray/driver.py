@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO
 
 from vaegen_ray.config.compare import CompareJob
-from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import Resources
 from vaegen_ray.config.loading import AnyJob, load_job
 from vaegen_ray.config.prepare import PrepareJob

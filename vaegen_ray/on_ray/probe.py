@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import vaegen_ray.on_ray  # noqa: F401  (settings that ray reads when it is imported)
 from vaegen_ray.config.compare import CompareJob
-from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, load_job
+from vaegen_ray.config.places import READ, places
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import ClusterError, VaegenError
@@ -86,12 +86,7 @@ def _sources(job: AnyJob) -> dict[str, Location]:
         path = getattr(job.source, "path", None)
         return {"source.path": Location.of(path)} if path and "*" not in path else {}
     train, prefix = (job.base, "base.") if isinstance(job, SearchJob | CompareJob) else (job, "")
-    features = train.evaluation.features
-    places = {
-        "data.source": train.data.source if not train.data.source.startswith("shipped:") else None,
-        "evaluation.features.weights": features.weights if features is not None else None,
-    }
-    return {f"{prefix}{key}": Location.of(place) for key, place in places.items() if place}
+    return {f"{prefix}{key}": Location.of(place) for key, place in places(train, READ).items()}
 
 
 def _local_files(job: AnyJob, root: Location) -> list[str]:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from ray.tune import PlacementGroupFactory
 
 from vaegen_ray.config.loading import dump_job
+from vaegen_ray.config.places import relative_places
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.settings import flat
@@ -38,7 +39,7 @@ from vaegen_ray.on_ray.preflight import (
 from vaegen_ray.on_ray.searcher import SECONDS_BETWEEN_LOOKS, OptunaSearcher
 from vaegen_ray.on_ray.sole_search import sole_search_of_the_cluster
 from vaegen_ray.on_ray.study import open_study, reconcile
-from vaegen_ray.on_ray.train import in_thread, relative_paths
+from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
 from vaegen_ray.runs.lease import Fence, Lease, holder_of
@@ -202,7 +203,7 @@ def check_warm_start(job: SearchJob) -> None:
 
 def check_paths(job: SearchJob) -> None:
     """Refuse paths of the base job that begin in this directory where another node does not have it."""
-    relative = relative_paths(job.base)
+    relative = relative_places(job.base)
     if relative and (blind := nodes_without(os.getcwd())):
         raise ClusterError(
             f"base.{' and base.'.join(relative)}: must be absolute or s3:// here, because {', '.join(blind)} has no "

@@ -21,11 +21,12 @@ from typing import Any
 import requests
 
 from vaegen_ray.config.compare import CompareJob
-from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, dump_job, job_of
+from vaegen_ray.config.places import places
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
+from vaegen_ray.config.settings import with_settings
 from vaegen_ray.errors import ClusterError, ClusterUnavailableError, JobError, StorageError
 from vaegen_ray.on_ray.connection import Connection, connect
 from vaegen_ray.on_ray.driver import ATTEMPT, CLUSTER, resources_of
@@ -86,9 +87,6 @@ def absolute(job: AnyJob) -> AnyJob:
         if isinstance(job, SearchJob):
             tree["warm_start"] = [_absolute(place) for place in job.warm_start]
         return job_of(tree, job.name)
-    if isinstance(job, CompareJob):
-        changes = {"storage": _absolute(job.storage), "base": _absolute_train(job.base)}
-        return job_of({**job.model_dump(mode="json"), **_dumped(changes)}, job.name)
     if isinstance(job, PrepareJob):
         tree = job.model_dump(mode="json")
         tree["destination"] = _absolute(job.destination)
@@ -99,18 +97,12 @@ def absolute(job: AnyJob) -> AnyJob:
 
 
 def _absolute_train(job: TrainJob) -> TrainJob:
-    tree = job.model_dump(mode="json")
-    tree["storage"] = _absolute(job.storage)
-    tree["data"]["source"] = _absolute(job.data.source)
-    if job.data.cache is not None:
-        tree["data"]["cache"] = _absolute(job.data.cache)
-    if job.evaluation.features is not None and job.evaluation.features.weights is not None:
-        tree["evaluation"]["features"]["weights"] = _absolute(job.evaluation.features.weights)
-    return TrainJob.model_validate(tree)
+    settings = {key: _absolute(place) for key, place in places(job).items()}
+    return TrainJob.model_validate(with_settings(job.model_dump(mode="json"), settings))
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith("shipped:") else Location.of(path).url
+    return Location.of(path).url
 
 
 def check_exposure(connection: Connection, findings: Findings | None = None) -> None:

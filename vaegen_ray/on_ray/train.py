@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.places import relative_places
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
@@ -113,7 +114,7 @@ def _train_worker(config: dict[str, Any]) -> Any:
     assert isinstance(job, TrainJob)
     if os.path.isdir(config["directory"]):
         os.chdir(config["directory"])  # Ray has moved the worker elsewhere; the job's paths begin at the driver.
-    elif relative := relative_paths(job):
+    elif relative := relative_places(job):
         return ClusterError(
             f"{' and '.join(relative)}: must be absolute or s3:// here, because a node has no {config['directory']}, "
             "the directory in which the command was given"
@@ -156,19 +157,6 @@ def out_of_memory(error: Exception) -> str | None:
         return None
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return f"out of memory: {first}; lower training.images_per_step, or raise training.accumulation_steps"
-
-
-def relative_paths(job: TrainJob) -> list[str]:
-    """The keys of the job whose paths depend on the working directory."""
-    features = job.evaluation.features
-    paths = {
-        "storage": job.storage,
-        "data.source": job.data.source,
-        "data.cache": job.data.cache,
-        "evaluation.features.weights": features.weights if features is not None else None,
-    }
-    rooted = ("/", "~", "shipped:")
-    return [key for key, path in paths.items() if path and not path.startswith(rooted) and "://" not in path]
 
 
 def _outcome(result: Any) -> RunResult:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import Resources, TrainJob
 from vaegen_ray.config.loading import AnyJob
+from vaegen_ray.config.places import READ, places
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError
@@ -69,11 +70,10 @@ def _paths(job: AnyJob) -> Iterator[tuple[str, str | None]]:
         yield "source.path", getattr(job.source, "path", None)
         yield "source.root", getattr(job.source, "root", None)
         return
-    yield "storage", job.storage
+    if not isinstance(job, TrainJob):
+        yield "storage", job.storage
     if isinstance(job, SearchJob):
         yield from ((f"warm_start[{index}]", place) for index, place in enumerate(job.warm_start))
     train, prefix = (job.base, "base.") if isinstance(job, SearchJob | CompareJob) else (job, "")
-    yield f"{prefix}data.source", train.data.source
-    yield f"{prefix}data.cache", train.data.cache
-    if train.evaluation.features is not None:
-        yield f"{prefix}evaluation.features.weights", train.evaluation.features.weights
+    keys = READ if prefix else (*READ, "storage")
+    yield from ((f"{prefix}{key}", place) for key, place in places(train, (*keys, "data.cache")).items())
