@@ -1,18 +1,21 @@
 import math
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.evaluation.samples import random_pictures, tiny_generator, tiny_job
 from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import DataError, TrainingError
 from vaegen_ray.evaluation.evaluate import evaluate
-from vaegen_ray.evaluation.scores import UNITS, load_scores, save_scores
+from vaegen_ray.evaluation.scores import UNITS, Compared, load_scores, read_record, save_scores
 
 CPU = torch.device("cpu")
 WITH_FEATURES = {"images": 60, "features": {"network": "fashion_mnist_cnn"}}
@@ -34,7 +37,9 @@ class Ranks:
         self._barrier.wait()
         return gathered
 
-    def evaluate(self, job: TrainJob, held_out: NDArray[np.uint8]) -> list[dict[str, float]]:
+    def evaluate(
+        self, job: TrainJob, held_out: NDArray[np.uint8], samples: int | None = None
+    ) -> list[dict[str, float]]:
         results: dict[int, dict[str, float]] = {}
         # Each rank has a model of its own, as processes do.
         generators = [tiny_generator(job) for _ in range(self.num_ranks)]
@@ -48,6 +53,7 @@ class Ranks:
                 rank=rank,
                 num_ranks=self.num_ranks,
                 gather=lambda rows: self.gather(rank, rows),
+                samples=samples,
             )
 
         threads = [threading.Thread(target=run, args=(rank,)) for rank in range(self.num_ranks)]
@@ -61,13 +67,16 @@ class Ranks:
 def test_evaluate_of_a_vae_gives_every_score_as_a_finite_float() -> None:
     job = tiny_job(evaluation=WITH_FEATURES)
     scores = evaluate(tiny_generator(job), random_pictures(80), job, device=CPU)
-    assert set(scores) == set(UNITS)
+    assert set(scores) == set(UNITS) - {"memorised_fraction"}
+    assert set(scores) == set(evaluated_metrics(job))
     assert all(type(value) is float and math.isfinite(value) for value in scores.values())
 
 
 def test_evaluate_of_a_gan_gives_scores_of_samples_alone() -> None:
     job = tiny_job(kind="gan")
-    assert set(evaluate(tiny_generator(job), random_pictures(60), job, device=CPU)) == {"sample_swd"}
+    assert set(evaluate(tiny_generator(job), random_pictures(60), job, device=CPU)) == {
+        "sample_swd", "sample_diversity"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("num_ranks", [2, 7])
@@ -136,6 +145,47 @@ def test_evaluate_of_a_posterior_without_a_variance_names_the_score() -> None:
 
 
 def test_scores_of_a_run_are_read_as_they_were_saved(vae_run: RunDirectory) -> None:
-    save_scores({"sample_swd": 0.25}, vae_run.load_job(), 50, vae_run)
+    save_scores({"sample_swd": 0.25}, vae_run.load_job(), Compared("held_out", 50, 50), vae_run)
     assert vae_run.is_complete()
     assert load_scores(vae_run) == {"sample_swd": 0.25}
+
+
+def test_scores_measured_later_stand_beside_the_earlier_ones_each_with_what_it_was_measured_on(
+    vae_run: RunDirectory,
+) -> None:
+    job = tiny_job(evaluation=WITH_FEATURES)
+    save_scores({"sample_swd": 0.25, "kl_nats": 3.0}, job, Compared("held_out", 50, 50), vae_run, position=990)
+    save_scores({"sample_fid": 12.0}, job, Compared("train", 900, 50_000), vae_run)
+    record = read_record(vae_run)
+    assert record["scores"] == {"sample_swd": 0.25, "kl_nats": 3.0, "sample_fid": 12.0}
+    assert record["position"] == 990
+    assert record["measured_on"] == {
+        "sample_swd": "50 samples against 50 held_out images of shipped:fashion_mnist; at 32 pixels, not resized",
+        "kl_nats": "50 held_out images of shipped:fashion_mnist; at 32 pixels, not resized",
+        "sample_fid": "50,000 samples against 900 train images of shipped:fashion_mnist; fashion_mnist_cnn, resized to "
+        "32 pixels, bilinear, antialiased from 32 pixels",
+    }
+
+
+def test_evaluate_of_more_samples_than_real_images_is_the_same_on_several_ranks() -> None:
+    job = tiny_job(evaluation=WITH_FEATURES)
+    held_out = random_pictures(20)
+    alone = evaluate(tiny_generator(job), held_out, job, device=CPU, samples=45)
+    results = Ranks(3).evaluate(job, held_out, samples=45)
+    assert results[1] == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert alone["sample_fid"] != evaluate(tiny_generator(job), held_out, job, device=CPU)["sample_fid"]
+
+
+def test_real_features_are_kept_in_storage_and_used_again(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, evaluation=WITH_FEATURES)
+    held_out, generator = random_pictures(60), tiny_generator(job)
+    first = evaluate(generator, held_out, job, device=CPU, fingerprint="f" * 64)
+    (file,) = (tmp_path / "statistics" / ("f" * 32)).iterdir()
+    assert file.name == "held_out-60-32px-1ch-fashion_mnist_cnn-bilinear-antialiased-32.safetensors"
+    assert evaluate(generator, held_out, job, device=CPU, fingerprint="f" * 64) == first
+    statistics = load_file(file)
+    save_file({**statistics, "mean": statistics["mean"] + 1}, file)
+    shifted = evaluate(generator, held_out, job, device=CPU, fingerprint="f" * 64)
+    assert shifted["sample_fid"] != pytest.approx(first["sample_fid"], rel=0.01)
+    file.write_bytes(b"damaged")
+    assert evaluate(generator, held_out, job, device=CPU, fingerprint="f" * 64) == first

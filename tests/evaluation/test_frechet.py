@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from vaegen_ray.evaluation.frechet import Gaussian, frechet_distance
+from vaegen_ray.evaluation.frechet import Gaussian, RunningSums, frechet_distance
 
 
 def features(count: int, dimensions: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -63,3 +63,13 @@ def test_frechet_distance_of_samples_agrees_with_torchmetrics(count: int) -> Non
 def test_frechet_distance_is_symmetric() -> None:
     first, second = Gaussian.of(features(100, 8, seed=1)), Gaussian.of(features(100, 8, seed=2))
     assert float(frechet_distance(first, second)) == pytest.approx(float(frechet_distance(second, first)), rel=1e-9)
+
+
+def test_running_sums_of_parts_give_the_gaussian_of_the_whole() -> None:
+    features = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    sums = RunningSums()
+    for part in features.split(77):
+        sums.add(part)
+    gaussian = sums.gaussian()
+    assert torch.allclose(gaussian.mean, features.double().mean(0), rtol=1e-12)
+    assert torch.allclose(gaussian.covariance, torch.cov(features.double().T), rtol=1e-8, atol=1e-9)

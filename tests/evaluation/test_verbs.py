@@ -39,7 +39,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluate_verb_prints_and_writes_the_scores(vae_run: RunDirectory) -> None:
     output = printed("evaluate", vae_run.root)
     record = json.loads(vae_run.scores.read_text())
-    assert record["images"] == 60
+    assert record["measured_on"]["sample_swd"].startswith("60 samples against 60 held_out images of shipped:")
+    assert "60 samples against 60 held_out images" in output
     assert all(name in output for name in record["scores"])
     assert str(vae_run.scores) in output
 
@@ -106,3 +107,25 @@ def test_verbs_of_a_colour_model_convert_grey_pictures(tmp_path: Path) -> None:
 def test_verbs_with_an_unknown_device_are_refused(vae_run: RunDirectory) -> None:
     with pytest.raises(JobError, match="--device: must be cpu, cuda"):
         printed("sample", vae_run.root, "--device", "abacus")
+
+
+def test_evaluate_verb_measures_all_with_another_number_of_samples(tmp_path: Path) -> None:
+    run = finished(tiny_job(tmp_path, evaluation={"images": 60, "features": {"network": "fashion_mnist_cnn"}}))
+    output = printed("evaluate", run.root, "--metrics", "all", "--samples", 150, "--against", "train")
+    record = json.loads(run.scores.read_text())
+    assert "150 samples against 150 train images" in output
+    assert 0 <= record["scores"]["memorised_fraction"] <= 1
+    assert {"sample_precision", "sample_coverage", "rate_bits_per_dimension"} <= record["scores"].keys()
+    assert Image.open(f"{run.samples}/final-traversals.png").size == (9 * 33 - 1, 6 * 33 - 1)
+    assert Image.open(f"{run.samples}/final-nearest-training-images.png").size == (16 * 33 - 1, 2 * 33 - 1)
+
+
+def test_evaluate_verb_with_a_group_measures_it_alone_and_keeps_the_rest(vae_run: RunDirectory) -> None:
+    printed("evaluate", vae_run.root)
+    before = json.loads(vae_run.scores.read_text())["scores"]
+    printed("evaluate", vae_run.root, "--metrics", "rate", "--samples", 20)
+    after = json.loads(vae_run.scores.read_text())
+    changed = {name for name in before if before[name] != after["scores"][name]}
+    assert changed == {"kl_nats", "rate_bits_per_dimension"}
+    with pytest.raises(JobError, match=r"--metrics: must be one of .*'fid'.* got 'fied'; did you mean 'fid'"):
+        printed("evaluate", vae_run.root, "--metrics", "fied")

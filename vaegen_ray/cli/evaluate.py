@@ -1,4 +1,4 @@
-"""`vaegen evaluate`: the scores of a finished run against held-out images."""
+"""`vaegen evaluate`: the scores of a finished run against real images."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -6,34 +6,85 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.config.sentences import must_be
 from vaegen_ray.errors import JobError
 from vaegen_ray.storage import Location
 
 if TYPE_CHECKING:
     import torch
 
+    from vaegen_ray.evaluation.scores import Compared
+
 Run = Annotated[str, typer.Argument(help="Directory of a finished run: a local path or s3://bucket/prefix/name.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; by default the GPU where there is one.")]
 
 
-def evaluate(run: Run, device: Device = None) -> None:
-    """Compare a trained model with held-out images, and write the scores into the run's final/scores.json."""
-    from vaegen_ray.data.cache import NodeCache
-    from vaegen_ray.data.plain_parquet import open_dataset
-    from vaegen_ray.evaluation.evaluate import evaluate as evaluate_model
-    from vaegen_ray.evaluation.scores import save_scores
-    from vaegen_ray.evaluation.trained_model import load_trained_model
+def evaluate(
+    run: Run,
+    metrics: Annotated[
+        str,
+        typer.Option(help="`all`, `training` (those of the training), or names with commas between, such as fid,kid."),
+    ] = "training",
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Images generated, and real ones compared, at most; by default the job's.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="The real images: `held_out`, or `train` as many papers do.")
+    ] = "held_out",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work, on Ray where several.")] = 1,
+    device: Device = None,
+) -> None:
+    """Compare a trained model with real images, and write the scores into the run's final/scores.json."""
+    from vaegen_ray.evaluation.finished_run import Request
 
+    if against not in ("held_out", "train"):
+        raise JobError(f"--against: must be held_out or train, got {against!r}")
     directory = RunDirectory(Location.of(run))
-    chosen = device_named(device)
-    generator, job = load_trained_model(directory, chosen)
-    held_out = open_dataset(job.data, job.model).decoded("held_out", NodeCache.of(job.data), job.evaluation.images)
-    scores = evaluate_model(generator, held_out, job, device=chosen)
-    save_scores(scores, job, len(held_out), directory)
+    request = Request(_groups(metrics), samples, "train" if against == "train" else "held_out")
+    if workers > 1:
+        from vaegen_ray.on_ray.evaluate import evaluate_on_ray
+
+        job, scores, compared = evaluate_on_ray(directory, request, workers)
+    else:
+        from vaegen_ray.evaluation.finished_run import evaluate_run
+
+        job, scores, compared = evaluate_run(directory, request, device_named(device))
     console = Console(markup=False)
-    console.print(scores_table(scores, f"{job.name}: {min(len(held_out), job.evaluation.images)} held-out images"))
+    console.print(scores_table(scores, job.name))
+    for sentence, names in _conditions(scores, job, compared).items():
+        console.print(f"{', '.join(names)}: {sentence}", soft_wrap=True, highlight=False)
+    if "memorisation" in request.groups:
+        console.print(
+            f"nearest training images: {directory.samples / 'final-nearest-training-images.png'}", soft_wrap=True
+        )
+    if "traversals" in request.groups:
+        console.print(f"traversals: {directory.samples / 'final-traversals.png'}", soft_wrap=True)
     console.print(f"scores: {directory.scores}", soft_wrap=True)
+
+
+def _groups(metrics: str) -> tuple[str, ...]:
+    from vaegen_ray.evaluation.finished_run import SEPARATE
+    from vaegen_ray.evaluation.scores import GROUPS
+
+    if metrics == "all":
+        return tuple(GROUPS)
+    if metrics == "training":
+        return tuple(group for group in GROUPS if group not in SEPARATE)
+    names = [name.strip() for name in metrics.split(",")]
+    for name in names:
+        if name not in GROUPS:
+            raise JobError(f"--metrics: {must_be(['all', 'training', *GROUPS], name)}")
+    return tuple(names)
+
+
+def _conditions(scores: dict[str, float], job: TrainJob, compared: "Compared") -> dict[str, list[str]]:
+    """What was measured on what, scores of the same kind together."""
+    sentences: dict[str, list[str]] = {}
+    for name in scores:
+        sentences.setdefault(compared.condition(name, job), []).append(name)
+    return sentences
 
 
 def scores_table(scores: dict[str, float], title: str) -> Table:

@@ -17,6 +17,7 @@ from rich.text import Text
 from vaegen_ray import __version__
 from vaegen_ray.cli import (
     bench,
+    compare,
     data,
     doctor,
     evaluate,
@@ -25,11 +26,14 @@ from vaegen_ray.cli import (
     plan,
     prepare,
     render,
+    report,
     runs,
     search,
+    serve,
     submit,
     train,
     validate,
+    watch,
 )
 from vaegen_ray.errors import DataError, JobError, TransientError, VaegenError
 from vaegen_ray.runs.attempts import keep_failure
@@ -46,6 +50,7 @@ app.command()(validate.validate)
 app.command()(plan.plan)
 app.command("prepare")(prepare.prepare_command)
 app.command()(search.search)
+app.command()(compare.compare)
 app.command()(submit.submit)
 app.command()(submit.resume)
 app.command("list")(runs.list_command)
@@ -55,6 +60,9 @@ app.command()(runs.stop)
 app.command("doctor")(doctor.doctor_command)
 app.command("leaderboard")(leaderboard.leaderboard_command)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
+app.command()(watch.watch)
+app.command()(serve.serve)
 app.command()(pictures.sample)
 app.command()(pictures.reconstruct)
 app.command()(pictures.interpolate)

@@ -22,7 +22,8 @@ from vaegen_ray.config.data import Data
 from vaegen_ray.config.model import ConvolutionalModel
 from vaegen_ray.config.objective import Objective
 from vaegen_ray.config.rules import broken_rules
-from vaegen_ray.config.settings import with_settings
+from vaegen_ray.config.settings import flat, with_settings
+from vaegen_ray.config.watchdog import CHANGEABLE, Watchdog
 
 # ---------------------------------------------------------------------------- optimizer
 
@@ -133,6 +134,16 @@ class Features(Section):
     """File of `inception_v3_fid` (npz or safetensors; local or s3://), by default ``$VAEGEN_FID_WEIGHTS``."""
 
 
+class Best(Section):
+    """Which evaluation was the best: its model is kept in the run's folder `best`."""
+
+    metric: Text
+    """A score of the evaluations, such as `sample_fid`."""
+    goal: Literal["minimize", "maximize"]
+    patience_evaluations: Count | None = None
+    """The run ends after so many evaluations in a row that were no better; by default it goes on to its end."""
+
+
 class Evaluation(Section):
     """Numbers and pictures about the model, against held-out images."""
 
@@ -144,6 +155,8 @@ class Evaluation(Section):
     """FID and KID are left out when absent."""
     grid_images: Count = 64
     """Images in a sample grid."""
+    best: Best | None = None
+    """Keep the best evaluation's model too; needs `every_images`."""
 
 
 # ---------------------------------------------------------------------------- where
@@ -170,6 +183,14 @@ def _form_of_workers(value: Any) -> str:
     return "range" if isinstance(value, dict | ElasticWorkers) else "number"
 
 
+class EvaluatorResources(Section):
+    """What evaluation beside training asks for, where a run has several workers."""
+
+    cpus: PositiveFloat = 1.0
+    gpus: Weight | None = None
+    """By default as many as a worker."""
+
+
 class Resources(Section):
     """What the run asks of a machine or a cluster."""
 
@@ -180,6 +201,9 @@ class Resources(Section):
     gpus_per_worker: Weight | None = None
     """By default one where the cluster has GPUs, else none."""
     cpus_per_worker: PositiveFloat = 1.0
+    evaluator: EvaluatorResources | None = EvaluatorResources()
+    """On Ray, evaluations in the middle of a run are made beside it, where the cluster has room for this besides the
+    workers; else, and with `null`, in line."""
     max_failures: Annotated[int, Field(ge=0, strict=True)] = 3
     """How often lost workers are replaced before the run fails; nodes that are taken away in time do not count."""
     stop_window_s: PositiveFloat = 120.0
@@ -225,15 +249,6 @@ class Tracking(Section):
     wandb: WandB | None = None
 
 
-CHANGEABLE = (
-    "objective.kl.",
-    "objective.adversarial.",
-    "optimizer.generator.learning_rate",
-    "optimizer.discriminator.learning_rate",
-)
-"""Numbers that may change in the middle of a run: no parameter and no moment depends on them."""
-
-
 class Change(Section):
     """Other weights or learning rates from a point on, as population-based training finds them."""
 
@@ -263,6 +278,7 @@ class TrainJob(Section):
     storage: Text = "runs"
     """Folder or bucket of all runs: a local path or ``s3://bucket/prefix``."""
     tracking: Tracking = Tracking()
+    watchdog: Watchdog = Watchdog()
     changes: tuple[Change, ...] = ()
     """In the order of their points."""
 
@@ -284,6 +300,7 @@ class TrainJob(Section):
         if broken:
             raise ValueError("\n".join(broken))
         self._check_changes()
+        self._check_rollbacks()
         return self
 
     def leg(self, position: int) -> tuple["TrainJob", int]:
@@ -315,6 +332,10 @@ class TrainJob(Section):
             return training.accumulation_steps
         return next(count for count in range(-(-share // largest), share + 1) if share % count == 0)
 
+    def after_rollbacks(self, settings: dict[str, float]) -> "TrainJob":
+        """The job with what the watchdog has changed."""
+        return self._with(settings)
+
     def _with(self, settings: dict[str, float]) -> "TrainJob":
         if not settings:
             return self
@@ -338,3 +359,11 @@ class TrainJob(Section):
             except ValidationError as error:
                 problem = error.errors()[0]
                 raise ValueError(f"{key}.set: makes no valid job ({problem['loc'][-1:]}: {problem['msg']})") from error
+
+    def _check_rollbacks(self) -> None:
+        for name, rule in self.watchdog.rules().items():
+            for path, factor in rule.multiply.items():
+                value = flat(self.model_dump()).get(path)
+                key = f"watchdog.{name}.multiply"
+                if not isinstance(value, float) or factor == 1 or value == 0:
+                    raise ValueError(f"{key}: must name a number above 0 of this job, and change it, got '{path}'")

@@ -10,17 +10,21 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.config.sentences import one_of, sentences, shown
 from vaegen_ray.config.settings import flat, with_settings
 from vaegen_ray.config.space import broken_search_rules
+from vaegen_ray.config.variants import broken_compare_rules
 from vaegen_ray.errors import JobError, StorageError
 from vaegen_ray.storage import Location
 
-AnyJob = TrainJob | PrepareJob | SearchJob
-KINDS: dict[str, type[AnyJob]] = {"train": TrainJob, "prepare": PrepareJob, "search": SearchJob}
+AnyJob = TrainJob | PrepareJob | SearchJob | CompareJob
+KINDS: dict[str, type[AnyJob]] = {
+    "train": TrainJob, "prepare": PrepareJob, "search": SearchJob, "compare": CompareJob,
+}  # fmt: skip
 
 _ADAPTER: TypeAdapter[AnyJob] = TypeAdapter(Annotated[AnyJob, Field(discriminator="kind")])
 Tree = dict[str, Any]
@@ -93,7 +97,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     """
     of_base = [override for override in overrides if override.strip().startswith("base.")]
     tree = with_overrides(_tree(path), [override for override in overrides if override not in of_base])
-    if tree.get("kind") == "search":
+    if tree.get("kind") in ("search", "compare"):
         tree = _with_base(tree, path)
     return job_of(with_overrides(tree, of_base), str(path))
 
@@ -103,6 +107,14 @@ def load_search_job(path: str | Path, overrides: Sequence[str] = ()) -> SearchJo
     job = load_job(path, overrides)
     if not isinstance(job, SearchJob):
         raise JobError(f"{path}: kind: must be 'search' for this command, got '{job.kind}'; use `vaegen {job.kind}`")
+    return job
+
+
+def load_compare_job(path: str | Path, overrides: Sequence[str] = ()) -> CompareJob:
+    """As :func:`load_job`, for a job that must be of kind `compare`."""
+    job = load_job(path, overrides)
+    if not isinstance(job, CompareJob):
+        raise JobError(f"{path}: kind: must be 'compare' for this command, got '{job.kind}'; use `vaegen {job.kind}`")
     return job
 
 
@@ -189,7 +201,12 @@ def job_of(tree: Tree, origin: str) -> AnyJob:
         job = _ADAPTER.validate_python(tree)
     except ValidationError as error:
         raise JobError("\n".join(f"{origin}: {sentence}" for sentence in sentences(error, KINDS[kind]))) from error
-    if isinstance(job, SearchJob) and (broken := list(broken_search_rules(job))):
+    broken: list[str] = []
+    if isinstance(job, SearchJob):
+        broken = list(broken_search_rules(job))
+    elif isinstance(job, CompareJob):
+        broken = list(broken_compare_rules(job))
+    if broken:
         raise JobError("\n".join(f"{origin}: {sentence}" for sentence in broken))
     _check_no_password(job, origin)
     return job

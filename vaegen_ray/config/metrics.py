@@ -4,7 +4,16 @@ from vaegen_ray.config.job import TrainJob
 
 DISTANCES = ("swd",)
 DISTANCES_OF_FEATURES = ("fid", "kid")
-AUTOENCODING = ("reconstruction_mse", "reconstruction_psnr", "reconstruction_ssim", "kl_nats", "active_units")
+SPREAD = ("diversity",)
+SPREAD_OF_FEATURES = ("precision", "recall", "density", "coverage")
+AUTOENCODING = (
+    "reconstruction_mse",
+    "reconstruction_psnr",
+    "reconstruction_ssim",
+    "kl_nats",
+    "rate_bits_per_dimension",
+    "active_units",
+)
 
 
 def evaluated_metrics(job: TrainJob) -> tuple[str, ...]:
@@ -13,4 +22,6 @@ def evaluated_metrics(job: TrainJob) -> tuple[str, ...]:
     autoencodes = job.objective.kind != "gan"
     sets = ("reconstruction", "sample") if autoencodes else ("sample",)
     named = tuple(f"{images}_{distance}" for images in sets for distance in distances)
+    spread = SPREAD + (SPREAD_OF_FEATURES if job.evaluation.features is not None else ())
+    named += tuple(f"sample_{part}" for part in spread)
     return (AUTOENCODING if autoencodes else ()) + named

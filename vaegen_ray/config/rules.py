@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vaegen_ray.config.objective import Adversarial, GanObjective, PlainPenalty, VaeGanObjective, VaeObjective
+from vaegen_ray.config.sentences import must_be
 
 if TYPE_CHECKING:
     from vaegen_ray.config.job import Features, TrainJob
@@ -21,6 +22,7 @@ def broken_rules(job: "TrainJob") -> Iterator[str]:
     yield from _data(job)
     if job.evaluation.features is not None:
         yield from _features(job.evaluation.features, job.model.channels)
+    yield from _best(job)
     if isinstance(objective, VaeObjective):
         if job.optimizer.discriminator is not None:
             yield "optimizer.discriminator: has no effect, a vae has no discriminator; remove it"
@@ -68,6 +70,18 @@ def _data(job: "TrainJob") -> Iterator[str]:
             f"data.placement: must be 'stream' with data.shuffle_window_images, which keeps a part of the images on a "
             f"node, got '{data.placement}'; remove one of them"
         )
+
+
+def _best(job: "TrainJob") -> Iterator[str]:
+    from vaegen_ray.config.metrics import evaluated_metrics  # Which knows this module's jobs.
+
+    best = job.evaluation.best
+    if best is None:
+        return
+    if job.evaluation.every_images is None:
+        yield "evaluation.best: has no effect without evaluation.every_images; give it, or remove evaluation.best"
+    if best.metric not in evaluated_metrics(job):
+        yield f"evaluation.best.metric: {must_be(evaluated_metrics(job), best.metric)}"
 
 
 def _features(features: "Features", channels: int) -> Iterator[str]:

@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.accumulation_steps",
     "evaluation.features.weights",
+    "watchdog.",
 )
 """Settings that a run may change between two starts: they do not change what is computed."""
 
@@ -55,6 +56,25 @@ class RunDirectory:
     def metrics(self) -> Location:
         """One JSON object a line, in the order of the position."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def incidents(self) -> Location:
+        """What the watchdog noticed, and what it did about it."""
+        return self.root / "incidents.json"
+
+    @property
+    def evaluations(self) -> Location:
+        """Models that wait for their evaluation beside training, or whose scores wait to be taken."""
+        return self.root / "evaluations"
+
+    def evaluation(self, position: int) -> Location:
+        """The folder of the model at ``position`` images."""
+        return self.evaluations / f"images-{position:012d}"
+
+    @property
+    def best(self) -> Location:
+        """The model of the best evaluation, where the job asks for it."""
+        return self.root / "best"
 
     @property
     def tensorboard(self) -> Location:

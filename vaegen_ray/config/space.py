@@ -7,12 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vaegen_ray.config.job import CHANGEABLE, TrainJob
+from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.config.presets import PRESETS, Sizes
 from vaegen_ray.config.search import Axis, Choice, Integer, SearchJob, Settings, Value
 from vaegen_ray.config.sentences import must_be, one_of, sentences, shown
 from vaegen_ray.config.settings import flat, with_settings
+from vaegen_ray.config.watchdog import CHANGEABLE
 from vaegen_ray.errors import JobError
 
 FIXED_IN_A_SEARCH = (

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.errors import DataError, TrainingError
-from vaegen_ray.evaluation.descriptions import Describer, Share
+from vaegen_ray.evaluation.descriptions import Describer
 from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
+from vaegen_ray.evaluation.real_statistics import RealStatistics
 from vaegen_ray.evaluation.reconstruction import (
     mean_squared_errors,
     num_active_units,
     peak_signal_to_noise_ratios,
     structural_similarities,
 )
+from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.models.convolutional import Decoder, Encoder, Generator
 from vaegen_ray.objectives.kl import kl_to_standard_normal
 from vaegen_ray.randomness import derived_seed
@@ -32,34 +35,51 @@ def evaluate(
     rank: int = 0,
     num_ranks: int = 1,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    total: Callable[[Tensor], Tensor] | None = None,
+    samples: int | None = None,
+    fingerprint: str | None = None,
+    split: str = "held_out",
 ) -> dict[str, float]:
     """Compare reconstructions and prior samples with the first ``job.evaluation.images`` of ``held_out`` (NHWC).
 
-    A collective: every rank calls it, handles a contiguous share, and returns the same scores. ``gather``
-    concatenates the rows of all ranks, equally many each, in the order of ranks. Reconstructions decode the
-    posterior's mean. Leaves the mode of ``generator`` and the global random state as they were.
+    A collective: every rank calls it, handles a share, and returns the same scores. ``gather`` concatenates the
+    rows of all ranks, equally many each, in the order of ranks; ``total`` sums over them. ``samples`` are generated,
+    by default as many as there are real images; with more, as many real images as there are up to that number are
+    compared. Features of the real images are kept in storage under the dataset's ``fingerprint``, where it is given.
+    Reconstructions decode the posterior's mean. Leaves the mode of ``generator`` and the global random state as they
+    were.
 
     Raises DataError where there are fewer than two images, TrainingError where a score is not finite.
     """
-    num_images = min(job.evaluation.images, len(held_out))
-    if num_images < 2:
+    num_images = min(samples or job.evaluation.images, len(held_out))
+    num_samples = samples or num_images
+    if min(num_images, num_samples) < 2:
         raise DataError(
-            f"evaluation.images: must be at least 2, as must the held-out images, got {job.evaluation.images} of "
+            f"evaluation.images: must be at least 2, as must the held-out images, got {num_samples} of "
             f"{len(held_out)}; raise it, or prepare the dataset with more held-out images"
         )
-    share = Share(num_images, rank, num_ranks, gather)
+    total = total or (lambda tensor: gather(tensor[None]).sum(0))
+    share = Share(num_images, rank, num_ranks, gather, total)
     with evaluation_mode(generator):
-        describer = Describer(job, share, device)
-        real = describer.describe("real", lambda indices: images_of_bytes(held_out[indices.numpy()], device))
+        describer = Describer(job, min(num_images, num_samples), device)
+        kept = RealStatistics.of(job, fingerprint, split, num_images, device) if fingerprint is not None else None
+        real = describer.describe(
+            "real", lambda indices: images_of_bytes(held_out[indices.numpy()], device), share, kept
+        )
         scores: dict[str, float] = {}
         if generator.encoder is not None:
             reconstructions = Reconstructions(generator.encoder, generator.decoder, held_out, device)
-            described = describer.describe("reconstruction", reconstructions)
-            scores |= reconstructions.scores(share)
+            described = describer.describe("reconstruction", reconstructions, share)
+            scores |= reconstructions.scores(share, job.model.values_per_image)
             scores |= describer.distances("reconstruction", real, described)
-        latents_NZ = prior_latents(num_images, generator.latent_dim, derived_seed(job.seed, "evaluation"))
-        samples = describer.describe("sample", lambda indices: generator.decoder(latents_NZ[indices].to(device)))
-        scores |= describer.distances("sample", real, samples)
+        latents_NZ = prior_latents(num_samples, generator.latent_dim, derived_seed(job.seed, "evaluation"))
+        generated = describer.describe(
+            "sample",
+            lambda indices: generator.decoder(latents_NZ[indices].to(device)),
+            replace(share, num_images=num_samples),
+        )
+        scores |= describer.distances("sample", real, generated)
+        scores |= describer.spread("sample", real, generated)
     return _finite(scores)
 
 
@@ -83,7 +103,7 @@ class Reconstructions:
         self._values["mean"].append(mean)
         return reconstructions
 
-    def scores(self, share: Share) -> dict[str, float]:
+    def scores(self, share: Share, values_per_image: int) -> dict[str, float]:
         """Means over the images of all ranks."""
         values = {name: share.all_rows(batches) for name, batches in self._values.items()}
         return {
@@ -91,6 +111,7 @@ class Reconstructions:
             "reconstruction_psnr": float(peak_signal_to_noise_ratios(values["mse"]).mean()),
             "reconstruction_ssim": float(values["ssim"].mean()),
             "kl_nats": float(values["kl"].mean()),
+            "rate_bits_per_dimension": float(values["kl"].mean()) / math.log(2) / values_per_image,
             "active_units": float(num_active_units(values["mean"])),
         }
 

@@ -1,6 +1,7 @@
 """The networks whose features FID and KID compare, by name, and the check that their weights are there."""
 
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,22 @@ from vaegen_ray.evaluation.inception import load_fid_inception, load_torchvision
 from vaegen_ray.storage import Location
 
 WEIGHTS_VARIABLE = "VAEGEN_FID_WEIGHTS"
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a network brings images to its own size."""
+
+    slug: str
+    """For file names."""
+    sentence: str
+
+
+RESIZES = {
+    "fashion_mnist_cnn": Resize("bilinear-antialiased-32", "resized to 32 pixels, bilinear, antialiased"),
+    "inception_v3_fid": Resize("bilinear-antialiased-299", "resized to 299 pixels, bilinear, antialiased"),
+    "inception_v3_torchvision": Resize("bilinear-antialiased-299", "resized to 299 pixels, bilinear, antialiased"),
+}
 
 
 def check_features(settings: Features) -> None:
@@ -28,8 +45,12 @@ def load_feature_network(settings: Features, device: torch.device | str) -> nn.M
 
     In evaluation mode on ``device``; the newest network stays in memory for the next evaluation.
     """
-    weights = _weights_file(settings) if settings.network == "inception_v3_fid" else None
-    return _load(settings.network, weights, str(device))
+    return _load(settings.network, weights_of(settings), str(device))
+
+
+def weights_of(settings: Features) -> Location | None:
+    """The file that holds the network's weights; None where the network finds its own."""
+    return _weights_file(settings) if settings.network == "inception_v3_fid" else None
 
 
 @lru_cache(maxsize=1)

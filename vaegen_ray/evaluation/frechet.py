@@ -1,5 +1,6 @@
 """The Fréchet distance between two sets of features: FID, where the features are those of its network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,35 @@ class Gaussian:
     @classmethod
     def of(cls, features_BD: Tensor) -> "Gaussian":
         """Mean and unbiased covariance of at least two rows."""
-        features = features_BD.double()
-        return cls(features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1))
+        sums = RunningSums()
+        sums.add(features_BD)
+        return sums.gaussian()
+
+
+class RunningSums:
+    """Count, sum and sum of products of rows, in float64: all that a Gaussian needs, in constant memory."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum: Tensor | None = None
+        self._products: Tensor | None = None
+
+    def add(self, features_BD: Tensor) -> None:
+        """Count in some rows; none must be given at least once, lest the width is unknown."""
+        rows = features_BD.double()
+        self._count += len(rows)
+        sums, products = rows.sum(dim=0), rows.T @ rows
+        self._sum = sums if self._sum is None else self._sum + sums
+        self._products = products if self._products is None else self._products + products
+
+    def gaussian(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Gaussian:
+        """Mean and unbiased covariance of the rows of all ranks, whose tensors ``total`` sums."""
+        assert self._sum is not None
+        assert self._products is not None
+        count = total(torch.tensor(float(self._count), dtype=torch.float64, device=self._sum.device))
+        mean = total(self._sum) / count
+        covariance = (total(self._products) - count * torch.outer(mean, mean)) / (count - 1)
+        return Gaussian(mean, covariance)
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:

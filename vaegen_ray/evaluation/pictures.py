@@ -64,6 +64,39 @@ def interpolation_grid(generator: Generator, a: Tensor, b: Tensor, steps: int) -
     return image_grid(decoded(generator, latents_BZ), columns=steps)
 
 
+def interpolations_grid(
+    generator: Generator, images_BCHW: Tensor, seed: int, rows: int = 6, steps: int = 9
+) -> Image.Image:
+    """Rows of interpolations: between neighbours of ``images_BCHW``, or without an encoder between prior samples."""
+    if generator.encoder is not None:
+        ends = posterior_means(generator, images_BCHW[: 2 * rows])
+    else:
+        ends = prior_latents(2 * rows, generator.latent_dim, seed).to(device_of(generator))
+    fractions = [float(fraction) for fraction in torch.linspace(0, 1, steps)]
+    latents = [
+        spherical_interpolation(a, b, part) for a, b in zip(ends[::2], ends[1::2], strict=False) for part in fractions
+    ]
+    return image_grid(decoded(generator, torch.stack(latents)), columns=steps)
+
+
+def traversal_grid(generator: Generator, images_BCHW: Tensor, seed: int, rows: int = 10, steps: int = 9) -> Image.Image:
+    """A row a latent dimension, which goes from -3 to 3 while the others stay; those that change the picture most.
+
+    Begins at the code of the first of ``images_BCHW``, or without an encoder at a prior sample.
+    """
+    if generator.encoder is not None:
+        start = posterior_means(generator, images_BCHW[:1])[0]
+    else:
+        start = prior_latents(1, generator.latent_dim, seed).to(device_of(generator))[0]
+    values = torch.linspace(-3, 3, steps)
+    latents_ZSZ = start.repeat(generator.latent_dim, steps, 1)
+    for dimension in range(generator.latent_dim):
+        latents_ZSZ[dimension, :, dimension] = values.to(start.device)
+    images = decoded(generator, latents_ZSZ.flatten(0, 1)).unflatten(0, (generator.latent_dim, steps))
+    order = images.var(dim=1).flatten(1).sum(dim=1).argsort(descending=True)[:rows]
+    return image_grid(images[order].flatten(0, 1), columns=steps)
+
+
 def spherical_interpolation(a: Tensor, b: Tensor, fraction: float) -> Tensor:
     """The latent at ``fraction`` in [0, 1] of the way: the direction along a great circle, the length on a line.
 

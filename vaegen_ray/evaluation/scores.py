@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
+from vaegen_ray.evaluation.features import RESIZES
 
 UNITS = {
     "reconstruction_psnr": ("dB", "higher"),
@@ -17,34 +20,104 @@ UNITS = {
     "sample_swd": ("deviations of real patches", "lower"),
     "sample_fid": ("", "lower"),
     "sample_kid": ("", "lower"),
+    "sample_precision": ("of samples", "higher"),
+    "sample_recall": ("of real images", "higher"),
+    "sample_density": ("1 is as dense as real images", "higher"),
+    "sample_coverage": ("of real images", "higher"),
+    "sample_diversity": ("deviation, real images have 1", ""),
     "kl_nats": ("nats an image", ""),
+    "rate_bits_per_dimension": ("bits a value of an image", ""),
     "active_units": ("latent dimensions", ""),
+    "memorised_fraction": ("of samples; 0.01 is no memory", "lower"),
 }
 """Metric to (unit, which way is better)."""
 
+GROUPS = {
+    "fid": ("reconstruction_fid", "sample_fid"),
+    "kid": ("reconstruction_kid", "sample_kid"),
+    "precision_recall": ("sample_precision", "sample_recall"),
+    "density_coverage": ("sample_density", "sample_coverage"),
+    "swd": ("reconstruction_swd", "sample_swd"),
+    "diversity": ("sample_diversity",),
+    "reconstruction": ("reconstruction_psnr", "reconstruction_ssim", "reconstruction_mse", "reconstruction_lpips"),
+    "rate": ("kl_nats", "rate_bits_per_dimension"),
+    "active_units": ("active_units",),
+    "memorisation": ("memorised_fraction",),
+    "traversals": (),
+}
+"""What a user may ask for, and the scores that it gives; traversals are a picture."""
 
-def save_scores(scores: Mapping[str, float], job: TrainJob, num_held_out: int, run: RunDirectory) -> None:
-    """Write ``scores`` to ``run.scores``, with the set, the number of images and the feature network.
+OF_FEATURES = ("_fid", "_kid", "_precision", "_recall", "_density", "_coverage")
+OF_KEPT_FEATURES = OF_FEATURES[1:]
 
-    ``num_held_out`` is the size of the held-out set; the job says how many of it are compared.
+
+@dataclass(frozen=True)
+class Compared:
+    """The two sets of images that scores are about."""
+
+    split: str
+    real: int
+    samples: int
+    kept_features: int = 10_000
+    """Of each set, at most, for what needs more of features than mean and covariance."""
+
+    def condition(self, name: str, job: TrainJob) -> str:
+        """The set, the number of images, the feature network and the resize of the score ``name``."""
+        features, real = job.evaluation.features, f"{self.real:,} {self.split} images of {job.data.source}"
+        if name.startswith("sample_"):
+            sentence = f"{self.samples:,} samples against {real}"
+        elif name == "memorised_fraction":
+            sentence = f"samples and {self.split} images against all training images of {job.data.source}"
+        else:
+            sentence = real
+        if name.endswith("_swd") and self.samples != self.real:
+            sentence += f", {min(self.samples, self.real):,} of each"
+        if name.endswith(OF_KEPT_FEATURES) and max(self.samples, self.real) > self.kept_features:
+            sentence += f", at most {self.kept_features:,} of each"
+        pixels = f"{job.model.image_size} pixels"
+        if features is not None and (name.endswith(OF_FEATURES) or name == "memorised_fraction"):
+            return f"{sentence}; {features.network}, {RESIZES[features.network].sentence} from {pixels}"
+        return f"{sentence}; at {pixels}, not resized"
+
+
+def save_scores(
+    scores: Mapping[str, float],
+    job: TrainJob,
+    compared: Compared,
+    run: RunDirectory,
+    *,
+    position: int | None = None,
+) -> None:
+    """Write ``scores`` to ``run.scores``, each with the set, the number of images, the feature network and the resize.
+
+    Scores of an earlier evaluation that are not among them stay, with what they were measured on.
     """
-    features = job.evaluation.features
+    before = read_record(run) if run.scores.exists() else {}
     record = {
-        "scores": dict(scores),
-        "compared_with": {"data": job.data.source, "split": "held_out"},
-        "images": min(job.evaluation.images, num_held_out),
-        "features": features.model_dump(mode="json") if features is not None else None,
+        "scores": {**before.get("scores", {}), **scores},
+        "measured_on": {
+            **before.get("measured_on", {}),
+            **{name: compared.condition(name, job) for name in scores},
+        },
+        "position": position if position is not None else before.get("position", job.training.final_position),
         "seed": job.seed,
     }
     run.scores.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def load_scores(run: RunDirectory) -> dict[str, float]:
-    """The final scores of ``run``; CheckpointError where they are missing or damaged."""
+def read_record(run: RunDirectory) -> dict[str, Any]:
+    """What :func:`save_scores` wrote; CheckpointError where it is missing or damaged."""
     if not run.scores.exists():
         raise CheckpointError(f"{run.root}: must be a finished run, has no final/scores.json; finish or evaluate it")
     try:
-        return {str(name): float(value) for name, value in json.loads(run.scores.read_text())["scores"].items()}
+        record = json.loads(run.scores.read_text())
+        scores = {str(name): float(value) for name, value in record["scores"].items()}
+        return {**record, "scores": scores}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        remedy = f"`vaegen evaluate {run.root}` writes it again"
+        remedy = f"remove it; `vaegen evaluate {run.root}` writes it again"
         raise CheckpointError(f"{run.scores}: must be JSON with scores, is damaged ({error!r}); {remedy}") from error
+
+
+def load_scores(run: RunDirectory) -> dict[str, float]:
+    """The final scores of ``run``; CheckpointError where they are missing or damaged."""
+    return dict(read_record(run)["scores"])

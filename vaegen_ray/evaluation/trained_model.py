@@ -26,14 +26,17 @@ WEIGHTS = "generator.safetensors"
 DESCRIPTION = "model.json"
 
 
-def save_trained_model(generator: Generator, job: TrainJob, destination: Location) -> None:
-    """Write the weights of ``generator`` (float32) and their description into the folder ``destination``."""
+def save_trained_model(generator: Generator, job: TrainJob, destination: Location, position: int | None = None) -> None:
+    """Write the weights of ``generator`` (float32) and their description into the folder ``destination``.
+
+    ``position`` is where it stands; by default at the end of ``job``.
+    """
     weights = bytes_of({name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()})
     description = {
         "name": job.name,
         "objective": job.objective.kind,
         "seed": job.seed,
-        "position": job.training.total_steps * job.training.images_per_step,
+        "position": job.training.final_position if position is None else position,
         "model": job.model.model_dump(mode="json"),
         "vaegen_ray": __version__,
         "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
@@ -48,25 +51,29 @@ def load_trained_model(run: RunDirectory, device: torch.device | str) -> tuple[G
     Raises JobError where there is no run, and CheckpointError where it is not finished or a file is damaged.
     """
     job = run.load_job()
-    description = _read_description(run, job)
-    weights = _read_weights(run.final / WEIGHTS, description)
-    generator = Generator(_model_section(run.final / DESCRIPTION, description))
-    try:
-        generator.load_state_dict(tensors_of(weights))
-    except (SafetensorError, RuntimeError) as error:
-        problem = f"must hold the weights of the model in {DESCRIPTION}"
-        raise CheckpointError(f"{run.final / WEIGHTS}: {problem}, does not ({error}); restore both") from error
-    return generator.to(device).eval(), job
-
-
-def _read_description(run: RunDirectory, job: TrainJob) -> dict[str, Any]:
-    file = run.final / DESCRIPTION
-    if not file.exists():
+    if not (run.final / DESCRIPTION).exists():
         newest = max(run.checkpoint_positions(), default=0)
         raise CheckpointError(
             f"{run.root}: must be a finished run, stands at {newest} of {job.training.total_images} images and has no "
             "final model yet; start the same `vaegen train` again to finish it"
         )
+    return load_generator(run.final, device), job
+
+
+def load_generator(folder: Location, device: torch.device | str) -> Generator:
+    """What :func:`save_trained_model` wrote into ``folder``, in evaluation mode on ``device``."""
+    description = _read_description(folder / DESCRIPTION)
+    weights = _read_weights(folder / WEIGHTS, description)
+    generator = Generator(_model_section(folder / DESCRIPTION, description))
+    try:
+        generator.load_state_dict(tensors_of(weights))
+    except (SafetensorError, RuntimeError) as error:
+        problem = f"must hold the weights of the model in {DESCRIPTION}"
+        raise CheckpointError(f"{folder / WEIGHTS}: {problem}, does not ({error}); restore both") from error
+    return generator.to(device).eval()
+
+
+def _read_description(file: Location) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text())
     except ValueError as error:

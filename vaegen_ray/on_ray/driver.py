@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import Resources
 from vaegen_ray.config.loading import AnyJob, load_job
 from vaegen_ray.config.prepare import PrepareJob
@@ -138,7 +139,7 @@ def resources_of(job: AnyJob) -> Resources:
     """Of the train job that ``job`` is or searches; the defaults for a dataset."""
     if isinstance(job, PrepareJob):
         return Resources()
-    return job.base.resources if isinstance(job, SearchJob) else job.resources
+    return job.base.resources if isinstance(job, SearchJob | CompareJob) else job.resources
 
 
 def _copy(stream: IO[bytes], log: Path) -> None:

@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import vaegen_ray.on_ray  # noqa: F401  (settings that ray reads when it is imported)
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, load_job
 from vaegen_ray.config.prepare import PrepareJob
@@ -74,7 +75,8 @@ def _check_room(job: AnyJob) -> None:
 
         concurrent_trials(job, worker_needs(job.base))
         return
-    check_placement(job, worker_needs(job))
+    train = job.base if isinstance(job, CompareJob) else job
+    check_placement(train, worker_needs(train))
 
 
 def _sources(job: AnyJob) -> dict[str, Location]:
@@ -82,7 +84,7 @@ def _sources(job: AnyJob) -> dict[str, Location]:
     if isinstance(job, PrepareJob):
         path = getattr(job.source, "path", None)
         return {"source.path": Location.of(path)} if path and "*" not in path else {}
-    train, prefix = (job.base, "base.") if isinstance(job, SearchJob) else (job, "")
+    train, prefix = (job.base, "base.") if isinstance(job, SearchJob | CompareJob) else (job, "")
     features = train.evaluation.features
     places = {
         "data.source": train.data.source if not train.data.source.startswith("shipped:") else None,

@@ -133,7 +133,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
                 searcher.finish()
             on_progress(Progress(job, log.trials, max_concurrent, elapsed_s, is_stopping))
 
-        with _stop_on_signal(directory):
+        with stop_on_signal(directory.stop_request):
             in_thread(partial(_tune, job, fence, log, searcher, needs, max_concurrent), look)
         look()
         return log.trials
@@ -261,11 +261,11 @@ def _locked(directory: SearchDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signal(directory: SearchDirectory) -> Iterator[None]:
+def stop_on_signal(stop_request: Location) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into a request to stop; a second Ctrl-C leaves at once."""
 
     def request(number: int, _frame: object) -> None:
-        directory.stop_request.write_text(str(number))
+        stop_request.write_text(str(number))
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}

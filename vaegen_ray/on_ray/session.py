@@ -26,12 +26,12 @@ class RaySession:
     seconds. Metrics and checkpoints are in the run directory, where the driver reads them too.
     """
 
-    def __init__(self, run: RunDirectory, fence: Fence) -> None:
+    def __init__(self, run: RunDirectory, fence: Fence, *, evaluates_beside: bool = False) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.num_ranks = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        self.fence = fence
+        self.fence, self.evaluates_beside = fence, evaluates_beside
         self.stop_signal: int | None = None
         """The signal that the driver was sent."""
         self._run = run

@@ -20,6 +20,7 @@ from typing import Any
 
 import requests
 
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, dump_job, job_of
 from vaegen_ray.config.prepare import PrepareJob
@@ -81,6 +82,9 @@ def absolute(job: AnyJob) -> AnyJob:
     if isinstance(job, SearchJob):
         changes: dict[str, Any] = {"storage": _absolute(job.storage), "base": _absolute_train(job.base)}
         changes["warm_start"] = tuple(_absolute(place) for place in job.warm_start)
+        return job_of({**job.model_dump(mode="json"), **_dumped(changes)}, job.name)
+    if isinstance(job, CompareJob):
+        changes = {"storage": _absolute(job.storage), "base": _absolute_train(job.base)}
         return job_of({**job.model_dump(mode="json"), **_dumped(changes)}, job.name)
     if isinstance(job, PrepareJob):
         tree = job.model_dump(mode="json")

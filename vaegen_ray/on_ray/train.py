@@ -18,6 +18,7 @@ from vaegen_ray.config.loading import dump_job, job_of
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
+from vaegen_ray.on_ray.evaluator import evaluator, evaluator_needs
 from vaegen_ray.on_ray.metrics import RayMetrics
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.session import RaySession
@@ -38,12 +39,15 @@ def train_on_ray(
     on_report: OnReport | None = None,
     command: Sequence[str] = (),
     meanwhile: Callable[[], None] = lambda: None,
+    *,
+    evaluates_beside: bool = True,
 ) -> RunResult:
     """Run or resume ``job`` on the cluster of ``$RAY_ADDRESS``, or on a new local one; blocks until it ends.
 
     SIGTERM or Ctrl-C make the workers save a checkpoint and stop. Lost workers are replaced up to
     ``resources.max_failures`` times, and go on from the newest checkpoint. ``meanwhile`` is called about every
-    second; what it raises ends the run.
+    second; what it raises ends the run. Evaluations in the middle of the run are made beside it, where the cluster
+    has room for an evaluator besides the workers; a caller who has counted on the workers alone forbids that.
     """
     run = RunDirectory.of(job)
     with ExitStack() as stack:
@@ -57,6 +61,9 @@ def train_on_ray(
         run.stop_request.remove()
         stack.enter_context(_stop_on_signal(run))
         stack.enter_context(_progress(run, on_report))
+        beside = evaluator_needs(job, needs) if evaluates_beside else None
+        if beside is not None:
+            stack.enter_context(evaluator(job, beside))
         supervisor = Supervisor(job, needs)
 
         def look() -> None:
@@ -64,13 +71,16 @@ def train_on_ray(
             meanwhile()
 
         def fit(num_workers: int) -> RunResult:
-            return _outcome(_trainer(job, needs, num_workers, lease.fence, command).fit())
+            trainer = _trainer(job, needs, num_workers, lease.fence, command, evaluates_beside=beside is not None)
+            return _outcome(trainer.fit())
 
         result: RunResult = in_thread(lambda: supervisor.run(fit), look)
         return result
 
 
-def _trainer(job: TrainJob, needs: WorkerNeeds, num_workers: int, fence: Fence, command: Sequence[str]) -> TorchTrainer:
+def _trainer(
+    job: TrainJob, needs: WorkerNeeds, num_workers: int, fence: Fence, command: Sequence[str], *, evaluates_beside: bool
+) -> TorchTrainer:
     return TorchTrainer(
         _train_worker,
         train_loop_config={
@@ -79,6 +89,7 @@ def _trainer(job: TrainJob, needs: WorkerNeeds, num_workers: int, fence: Fence, 
             "fence": fence,
             "logs": os.environ.get(LOGS),
             "command": list(command),
+            "evaluates_beside": evaluates_beside,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers, use_gpu=needs.gpus > 0, resources_per_worker=needs.as_ray()
@@ -107,7 +118,7 @@ def _train_worker(config: dict[str, Any]) -> Any:
             f"{' and '.join(relative)}: must be absolute or s3:// here, because a node has no {config['directory']}, "
             "the directory in which the command was given"
         )
-    session = RaySession(RunDirectory.of(job), config["fence"])
+    session = RaySession(RunDirectory.of(job), config["fence"], evaluates_beside=config["evaluates_beside"])
     try:
         with _archived_log(config["logs"], session.rank):
             return run_training(job, session, config["command"], own_tracker=RayMetrics(job, session.rank))

@@ -22,6 +22,7 @@ from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory, trial_name
 from vaegen_ray.search.forks import fork_of, num_beginnings
+from vaegen_ray.storage import Location
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.lineage import begin_from, has_checkpoint, newest_checkpoint
 from vaegen_ray.training.loop import Ending
@@ -94,7 +95,7 @@ def _train(search: SearchJob, job: TrainJob, fence: Fence, config: Mapping[str, 
         _copy_state(places, run, job, Copied(**copied))
     if job.resources.needs_ray:
         return _train_on_workers(job, places)
-    session = TuneSession(places, job, fence)
+    session = TuneSession(places.stop_request, job, fence)
     try:
         if search.scheduler.kind == "pbt":
             return _train_in_legs(job, session, copied_at=copied["position"] if copied is not None else 0)
@@ -109,10 +110,10 @@ def _train(search: SearchJob, job: TrainJob, fence: Fence, config: Mapping[str, 
 
 
 class TuneSession:
-    """The only rank of a run, in the process of a Tune trial."""
+    """The only rank of a run, in the process of a Tune trial, or of a run of a comparison."""
 
-    def __init__(self, places: SearchDirectory, job: TrainJob, fence: Fence) -> None:
-        """``fence`` is the search's."""
+    def __init__(self, stop_request: Location | None, job: TrainJob, fence: Fence | None) -> None:
+        """``fence`` is the search's; None where the run takes its own lease."""
         self.rank, self.num_ranks, self.fence = 0, 1, fence
         gpus = job.resources.gpus_per_worker
         # Ray does not hide the GPUs of a node from a process that asked for none.
@@ -122,11 +123,11 @@ class TuneSession:
         self.stop_signal: int | None = None
         self.scores: dict[str, float] = {}
         """Of the newest evaluation."""
-        self.reports_rungs = True
+        self.reports_rungs, self.evaluates_beside = True, False
         self._end = job.training.final_position
-        self._stop_request = places.stop_request
         self._stop, self._finished = threading.Event(), threading.Event()
-        threading.Thread(target=self._watch_for_stop, name="stop-watch", daemon=True).start()
+        if stop_request is not None:
+            threading.Thread(target=self._watch_for_stop, args=(stop_request,), name="stop-watch", daemon=True).start()
 
     def report(self, position: int, metrics: Mapping[str, float]) -> None:
         """Metrics are in the run directory."""
@@ -145,11 +146,11 @@ class TuneSession:
         """Listen no more."""
         self._finished.set()
 
-    def _watch_for_stop(self) -> None:
+    def _watch_for_stop(self, stop_request: Location) -> None:
         # Hundreds of trials do not ask one store in the same moment.
-        while not self._finished.wait(STOP_POLL_S[self._stop_request.is_local] * (0.5 + random.random())):
+        while not self._finished.wait(STOP_POLL_S[stop_request.is_local] * (0.5 + random.random())):
             try:
-                if self._stop_request.exists():
+                if stop_request.exists():
                     self._stop.set()
                     return
             except StorageError:
@@ -233,4 +234,4 @@ def _train_on_workers(job: TrainJob, places: SearchDirectory) -> RunResult:
                 reported[0] = position
                 ray.tune.report(report_of(position, _scores_of_line(line)))
 
-    return train_on_ray(job, command=sys.argv, meanwhile=look)
+    return train_on_ray(job, command=sys.argv, meanwhile=look, evaluates_beside=False)

@@ -11,7 +11,7 @@ from vaegen_ray.runs.attempts import Attempt, AttemptState, read_attempts
 from vaegen_ray.runs.lease import holder_of
 from vaegen_ray.storage import Location
 
-JOB_FILES = {"job.json": "train", "search.json": "search"}
+JOB_FILES = {"job.json": "train", "search.json": "search", "compare.json": "compare"}
 
 
 @dataclass(frozen=True)

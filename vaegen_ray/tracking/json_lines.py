@@ -5,6 +5,7 @@ rise from line to line. JSON has no NaN and no infinity: such a value is ``null`
 name to "nan", "inf" or "-inf", so a column of numbers stays one and nothing is lost.
 """
 
+import bisect
 import json
 import math
 import time
@@ -35,13 +36,17 @@ class JsonLines:
         self._stream: BinaryIO | None = None
         if file.is_local:
             self._rewrite()
-            self._stream = file.local_path.open("r+b", buffering=0)
-            self._stream.seek(0, 2)
-            self._end_of_last_but_one = self._stream.tell() - len(_encoded(self._lines[-1:]))
+            self._open()
 
     def scalars(self, record: Mapping[str, float], position: int) -> None:
-        """Add a line, or add to the last line where it is of the same position."""
+        """Add a line, or add to the line of the same position where there is one.
+
+        What comes late, because it was measured beside training, takes its place among the earlier lines.
+        """
         line = _line_of(record, position)
+        if self._lines and position < self._lines[-1]["position"]:
+            self._insert(line, position)
+            return
         is_same = bool(self._lines) and self._lines[-1]["position"] == position
         if is_same:
             line = _merged(self._lines.pop(), line)
@@ -73,6 +78,24 @@ class JsonLines:
         self._stream.seek(self._end_of_last_but_one)
         self._stream.write(_encoded(self._lines[-1:]))
         self._stream.truncate()
+
+    def _insert(self, line: Line, position: int) -> None:
+        at = bisect.bisect_left(self._lines, position, key=lambda other: int(other["position"]))
+        if self._lines[at]["position"] == position:
+            self._lines[at] = _merged(self._lines[at], line)
+        else:
+            self._lines.insert(at, line)
+        if self._stream is None:
+            self._is_dirty = True
+            return
+        self._stream.close()
+        self._rewrite()
+        self._open()
+
+    def _open(self) -> None:
+        self._stream = self._file.local_path.open("r+b", buffering=0)
+        self._stream.seek(0, 2)
+        self._end_of_last_but_one = self._stream.tell() - len(_encoded(self._lines[-1:]))
 
     def _rewrite(self) -> None:
         self._file.write_bytes(_encoded(self._lines))

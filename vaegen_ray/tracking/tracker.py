@@ -10,7 +10,8 @@ from PIL.Image import Image
 class Tracker(Protocol):
     """Takes the numbers and pictures of one run, from one process (rank 0).
 
-    Positions do not fall. A tracker that is opened again at a position continues there: what was written
+    Positions do not fall, but for scores that were measured beside training and come late.
+    A tracker that is opened again at a position continues there: what was written
     beyond it, by a process that died, does not stand beside what comes now.
     """
 

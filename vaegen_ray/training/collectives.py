@@ -31,6 +31,15 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return total / num_ranks()
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of equally shaped tensors, the same on all ranks."""
+    if num_ranks() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate along the first dimension, in the order of ranks; lengths may differ."""
     if num_ranks() == 1:

@@ -23,6 +23,7 @@ class LocalSession:
 
     def __init__(self, rank: int, num_ranks: int, device: torch.device) -> None:
         self.rank, self.num_ranks, self.device = rank, num_ranks, device
+        self.evaluates_beside = False
         self.stop_signal: int | None = None
         """The signal that asked to stop."""
         self.fence: None = None

@@ -38,7 +38,7 @@ def train(
     """
     guard = FiniteGuard(session.device)
     vote = StopVote()
-    while state.position < end:
+    while state.position < end and not recorder.has_converged:
         if vote.cast(session.should_stop()):
             vote.close()
             recorder.checkpoint(state, guard)
@@ -52,7 +52,7 @@ def train(
         state.ema.follow(state.objective.generator, decay)
         recorder.after_step(state, batch, guard)
     vote.close()
-    if end < job.training.total_images:
+    if state.position < job.training.total_images:
         recorder.checkpoint(state, guard)
     return Ending.COMPLETE
 

@@ -1,8 +1,9 @@
 """What is kept of a run while it trains: metrics, pictures, scores and checkpoints, each when it is due."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,19 +12,23 @@ from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.data.batches import to_float
 from vaegen_ray.evaluation.evaluate import evaluate
-from vaegen_ray.evaluation.pictures import reconstruction_grid, sample_grid, save_picture
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
+from vaegen_ray.storage import Location
 from vaegen_ray.tracking.tracker import Tracker
+from vaegen_ray.training.beside import Published, copy_model
+from vaegen_ray.training.best import BestEvaluation
 from vaegen_ray.training.checkpoint import save_checkpoint
-from vaegen_ray.training.collectives import gather_rows, is_rank_0
+from vaegen_ray.training.collectives import gather_rows, is_rank_0, sum_over_ranks
+from vaegen_ray.training.grids import save_grids
 from vaegen_ray.training.guard import FiniteGuard
-from vaegen_ray.training.reporting import MetricMeans, Pace
+from vaegen_ray.training.incidents import RollBack, record_stop, record_warning
+from vaegen_ray.training.reporting import Activity, MetricMeans, Pace, TimeSpent, peak_memory_bytes
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
+from vaegen_ray.training.watchdog import Incident, Watchdog
 
 NOTHING: Mapping[str, float] = {}
 
@@ -40,11 +45,15 @@ class Recorder:
         held_out: NDArray[np.uint8],
         fence: Fence | None,
         own_tracker: Tracker | None = None,
+        fingerprint: str | None = None,
     ) -> None:
-        """``tracker`` and ``fence`` are of rank 0, None on the others; ``own_tracker`` is of this rank, whichever."""
+        """``tracker`` and ``fence`` are of rank 0, None on the others; ``own_tracker`` is of this rank, whichever.
+
+        Under the ``fingerprint`` of the dataset the features of its images are kept in storage.
+        """
         self.job, self.session, self.run = job, session, run
         self.tracker, self.held_out, self.fence = tracker, held_out, fence
-        self._own_tracker = own_tracker
+        self._own_tracker, self._fingerprint = own_tracker, fingerprint
         self._fence_checked_s = time.monotonic()
         self.saved_at: int | None = None
         """Position of the newest checkpoint that this process wrote or began from."""
@@ -52,11 +61,24 @@ class Recorder:
         self._untold: dict[str, float] = {}
         """For the next line of metrics."""
         self._pace: Pace | None = None
+        self._time = TimeSpent()
+        self._watchdog = Watchdog(job)
+        self._published: Published | None = None
+        self._best: BestEvaluation | None = None
+
+    def begin(self, position: int) -> None:
+        """Go on at ``position``: with what an earlier start evaluated, and what it left to be evaluated."""
+        if self.session.evaluates_beside:
+            self._published = Published(self.job, self.run, position)
+        if self.job.evaluation.best is not None:
+            self._best = BestEvaluation(self.job.evaluation.best, self.run, position)
+        self.saved_at = position or None
 
     def next_images(self, batches: Iterator[Tensor]) -> Tensor:
         """The images of the next step; the time that they let the loop wait is counted."""
         began_s = time.perf_counter()
-        images = next(batches)
+        with self._time.on("input"):
+            images = next(batches)
         if self._pace is not None:
             self._pace.waited(time.perf_counter() - began_s)
         return images
@@ -71,7 +93,10 @@ class Recorder:
         if is_last or self._is_due(training.report_every_images, state.position):
             self.report(state, guard)
         if not is_last and self._is_due(self.job.evaluation.every_images, state.position):
-            self.evaluate(state)
+            if self._published is not None:
+                self._evaluate_beside(state)
+            else:
+                self.evaluate(state)
         if is_last or self._is_due(training.checkpoint_every_images, state.position):
             self.checkpoint(state, guard)
 
@@ -85,14 +110,18 @@ class Recorder:
             self._means.add({"data_wait_s": torch.tensor(pace["data_wait_s"], device=self.session.device)})
         metrics = pace | self._means.take()
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
+        metrics |= self._time.take()
+        metrics["peak_memory_bytes"] = peak_memory_bytes(self.session.device)
         self._check_fence_now_and_then()
         self._record(metrics, state.position, of_this_rank=pace)
         if is_rank_0():
             self.session.report(state.position, metrics)
+        self._watch(metrics, state.position)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Scores of the moving average against held-out images, and its pictures."""
-        with self._clock_stopped():
+        with self._clock_stopped("evaluation"):
+            self._take_published()
             generator = state.ema.generator
             scores = evaluate(
                 generator,
@@ -102,13 +131,51 @@ class Recorder:
                 rank=self.session.rank,
                 num_ranks=self.session.num_ranks,
                 gather=gather_rows,
+                total=sum_over_ranks,
+                fingerprint=self._fingerprint,
             )
-            self._record(scores, state.position)
             if self.tracker is not None:
-                self._draw(generator, state.position, self.tracker)
-        if is_rank_0():
-            self.session.report_scores(state.position, scores)
+                grids = save_grids(generator, self.held_out, self.job, self.run, state.position, self.session.device)
+                for name, grid in grids.items():
+                    self.tracker.image(name, grid, state.position)
+            self._count_in(
+                scores, state.position, lambda best: save_trained_model(generator, self.job, best, state.position)
+            )
         return scores
+
+    def _evaluate_beside(self, state: TrainState) -> None:
+        """Take the scores of the model before, and publish this one; in line where nobody measures."""
+        assert self._published is not None
+        with self._clock_stopped("evaluation"):
+            self._take_published()
+            if self._published.is_open():
+                self._published.publish(state.ema.generator, state.position)
+                return
+        self.evaluate(state)
+
+    def _take_published(self) -> None:
+        """Count in the scores of all models that were published, waiting for them where they are not there."""
+        if self._published is None:
+            return
+        for position, scores in self._published.take():
+            folder = self.run.evaluation(position)
+            self._count_in(scores, position, partial(copy_model, folder))
+            if is_rank_0():
+                self._published.forget(position)
+
+    def _count_in(self, scores: dict[str, float], position: int, save_model: Callable[[Location], None]) -> None:
+        """Everything that an evaluation decides; ``save_model`` writes its model into a folder."""
+        self._record(scores, position)
+        if is_rank_0():
+            self.session.report_scores(position, scores)
+        if self._best is not None and position > 0 and self._best.is_better(position, scores) and is_rank_0():
+            save_model(self.run.best)
+        self._watch(scores, position)
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether the evaluations have been no better for as long as the job has patience."""
+        return self._best is not None and self._best.is_over
 
     def checkpoint(self, state: TrainState, guard: FiniteGuard) -> None:
         """Save the state, once it is known to be finite and the same on all ranks."""
@@ -118,7 +185,7 @@ class Recorder:
             return  # Written in place again, a kill could take the run's only checkpoint.
         self.saved_at = state.position
         began_s = time.perf_counter()
-        with self._clock_stopped():
+        with self._clock_stopped("checkpoint"):
             if self.tracker is not None:
                 self.tracker.flush()
             if self.fence is not None:
@@ -143,16 +210,36 @@ class Recorder:
             self._fence_checked_s = time.monotonic()
             self.fence.check()
 
-    def _draw(self, generator: Generator, position: int, tracker: Tracker) -> None:
-        """Save the grids of this position; the same latents and the same held-out images every time."""
-        count, device = self.job.evaluation.grid_images, self.session.device
-        grids = {"samples": sample_grid(generator, count, self.job.seed, device)}
-        if generator.encoder is not None:
-            originals = torch.from_numpy(self.held_out[:count].copy()).permute(0, 3, 1, 2)
-            grids["reconstructions"] = reconstruction_grid(generator, to_float(originals).to(device))
-        for name, grid in grids.items():
-            save_picture(grid, self.run.picture(name, position))
-            tracker.image(name, grid, position)
+    def rolled_back(self, tracker: Tracker | None, position: int, incident: Incident) -> None:
+        """Go on from ``position``, with a tracker that has forgotten what came after it."""
+        self.tracker = tracker
+        self.begin(position)
+        self._means, self._pace, self._time = MetricMeans(), None, TimeSpent()
+        self._watchdog = Watchdog(self.job)
+        if tracker is not None:
+            evidence = {"rolled_back_from_images": float(incident.position)} | _evidence(incident)
+            tracker.scalars(evidence, position)
+
+    def close(self) -> None:
+        """Close the tracker."""
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _watch(self, metrics: Mapping[str, float], position: int) -> None:
+        """Do what the watchdog's rules ask for; raises RollBack or CollapsedError, on all ranks alike.
+
+        A run that has come to its end is only warned of: its result is there.
+        """
+        for incident in self._watchdog.look(position, metrics):
+            if self.tracker is not None:
+                self.tracker.scalars(_evidence(incident), position)
+            action = self.job.watchdog.rules()[incident.rule].action
+            if action == "roll_back" and position < self.job.training.total_images:
+                raise RollBack(incident)
+            if action == "stop" and position < self.job.training.total_images:
+                raise record_stop(self.run, incident)
+            if is_rank_0():
+                record_warning(self.run, incident)
 
     def _is_due(self, every_images: int | None, position: int) -> bool:
         """Whether the step that ended at ``position`` has crossed a multiple of ``every_images``."""
@@ -161,10 +248,16 @@ class Recorder:
         return position // every_images > (position - self.job.training.images_per_step) // every_images
 
     @contextmanager
-    def _clock_stopped(self) -> Iterator[None]:
+    def _clock_stopped(self, activity: Activity) -> Iterator[None]:
         """Time that is not training's stays out of the pace."""
         if self._pace is not None:
             self._pace.stop()
-        yield
+        with self._time.on(activity):
+            yield
         if self._pace is not None:
             self._pace.go_on()
+
+
+def _evidence(incident: Incident) -> dict[str, float]:
+    """As metrics: ``watchdog_<rule>`` is the number that broke it."""
+    return {f"watchdog_{incident.rule}": next(iter(incident.evidence.values()))}

@@ -1,7 +1,12 @@
-"""From scalars on the device to lines of metrics: averaged over steps and ranks, finite, with rates."""
+"""From scalars on the device to lines of metrics: averaged over steps and ranks, finite, with rates and costs."""
 
 import math
+import resource
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,3 +67,40 @@ class Pace:
     def go_on(self) -> None:
         """The time from now on is training's again."""
         self._since += time.perf_counter() - self._stopped_at
+
+
+Activity = Literal["input", "evaluation", "checkpoint"]
+"""What may keep training waiting."""
+
+
+class TimeSpent:
+    """Where the seconds of this process went since the last question. On an accelerator these are the host's."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._waited: dict[str, float] = {}
+
+    @contextmanager
+    def on(self, activity: Activity) -> Iterator[None]:
+        """The time in here belongs to ``activity``."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited[activity] = self._waited.get(activity, 0.0) + time.perf_counter() - begun
+
+    def take(self) -> dict[str, float]:
+        """Metrics ``<activity>_s``, and ``training_s`` for the rest; starts anew."""
+        now = time.perf_counter()
+        spent = {f"{activity}_s": seconds for activity, seconds in self._waited.items()}
+        spent["training_s"] = max(now - self._since - sum(self._waited.values()), 0.0)
+        self._since, self._waited = now, {}
+        return spent
+
+
+def peak_memory_bytes(device: torch.device) -> float:
+    """The most that this process has held so far: of the accelerator's memory, or on a CPU of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -17,19 +17,21 @@ from vaegen_ray.data.placement import Images, training_images
 from vaegen_ray.data.plain_parquet import check_dataset, open_dataset
 from vaegen_ray.errors import JobError
 from vaegen_ray.evaluation.features import check_features
-from vaegen_ray.evaluation.scores import load_scores, save_scores
+from vaegen_ray.evaluation.scores import Compared, read_record, save_scores
 from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.runs.lease import Fence, Lease, holder_of
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Tracker, Trackers
 from vaegen_ray.training.checkpoint import highest_fence, restore_newest
 from vaegen_ray.training.collectives import gather_objects, is_rank_0, together
+from vaegen_ray.training.incidents import RollBack, changed_settings, roll_back
 from vaegen_ray.training.loop import Ending, train
 from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
 from vaegen_ray.training.provenance import record_start
 from vaegen_ray.training.recorder import Recorder
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
+from vaegen_ray.training.watchdog import Incident
 
 LOCK_TIMEOUT_S = 30.0
 """Long enough for a killed worker's successor, which may start before the system has let go of the lock."""
@@ -69,7 +71,9 @@ def finished_result(job: TrainJob) -> RunResult | None:
     if not run.is_complete():
         return None
     run.check_is_of(job)
-    return RunResult(Ending.COMPLETE, job.training.final_position, load_scores(run), was_complete_before=True)
+    record = read_record(run)
+    position = record.get("position", job.training.final_position)
+    return RunResult(Ending.COMPLETE, position, record["scores"], was_complete_before=True)
 
 
 def run_training(
@@ -97,10 +101,10 @@ def run_training(
         restore_newest(state, run)
         state.check_replicas()
         tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
-        if tracker is not None:
-            stack.callback(tracker.close)
-        recorder = Recorder(job, session, run, tracker, held_out, fence, own_tracker)
-        recorder.saved_at = state.position or None
+        fingerprint = dataset.metadata.fingerprint
+        recorder = Recorder(job, session, run, tracker, held_out, fence, own_tracker, fingerprint)
+        stack.callback(recorder.close)
+        recorder.begin(state.position)
         return _train_and_evaluate(job, session, state, recorder, images, until or job.training.total_images)
 
 
@@ -109,10 +113,13 @@ def _train_and_evaluate(
 ) -> RunResult:
     if state.position == 0 and job.evaluation.every_images is not None:
         recorder.evaluate(state)
+    until = min(until, job.training.total_images)
     ending = Ending.COMPLETE
-    while ending is Ending.COMPLETE and state.position < min(until, job.training.total_images):
+    changed = changed_settings(recorder.run)
+    while ending is Ending.COMPLETE and state.position < until and not recorder.has_converged:
         leg, end = job.leg(state.position)
-        if job.changes:
+        leg = leg.after_rollbacks(changed)
+        if job.changes or changed:
             state = state.under(leg, session.device)
         compile_networks(state.objective, leg, session.device)
         with ImageBatches(
@@ -123,18 +130,35 @@ def _train_and_evaluate(
             num_ranks=session.num_ranks,
             position=state.position,
         ) as batches:
-            ending = train(leg, session, state, batches, recorder, min(end, until))
-    if ending is Ending.STOPPED or state.position < job.training.total_images:
+            try:
+                ending = train(leg, session, state, batches, recorder, min(end, until))
+            except RollBack as alarm:
+                state = _roll_back(job, session, recorder, alarm.incident)
+                changed = changed_settings(recorder.run)
+    is_over = state.position >= job.training.total_images or recorder.has_converged
+    if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
     scores = recorder.evaluate(state)
     if is_rank_0():
-        save_trained_model(state.ema.generator, job, recorder.run.final)
+        save_trained_model(state.ema.generator, job, recorder.run.final, state.position)
         if recorder.tracker is not None:
             recorder.tracker.flush()
         # Last of all: where the scores are, the run is complete.
-        save_scores(scores, job, len(recorder.held_out), recorder.run)
+        num_images = min(job.evaluation.images, len(recorder.held_out))
+        save_scores(scores, job, Compared("held_out", num_images, num_images), recorder.run, position=state.position)
     return RunResult(ending, state.position, scores)
+
+
+def _roll_back(job: TrainJob, session: Session, recorder: Recorder, incident: Incident) -> TrainState:
+    """The state of the last checkpoint before ``incident``; metrics go on from there."""
+    position = together(lambda: roll_back(job, recorder.run, incident))
+    recorder.close()
+    tracker = together(lambda: open_trackers(job, recorder.run, position) if is_rank_0() else None)
+    recorder.rolled_back(tracker, position, incident)
+    state = TrainState(job, session.device)
+    restore_newest(state, recorder.run)
+    return state
 
 
 def _start(

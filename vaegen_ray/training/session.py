@@ -31,6 +31,11 @@ class Session(Protocol):
         """What the driver holds of the run's lease, for rank 0 to write under; None where this is the driver."""
         ...
 
+    @property
+    def evaluates_beside(self) -> bool:
+        """Whether somebody else evaluates the models that the run publishes while it trains."""
+        ...
+
     def report(self, position: int, metrics: Mapping[str, float]) -> None:
         """Rank 0 hands over the newest metrics, finite numbers only: a progress bar, a scheduler."""
         ...

@@ -1,0 +1,114 @@
+"""Evaluation beside training, with a second process of the machine in the place of Ray's evaluator."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.jobs import run_job
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.data.cache import NodeCache
+from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.beside import STATE, measure_published, next_to_measure
+from vaegen_ray.training.local_session import local_session
+from vaegen_ray.training.run import run_training
+
+
+def job_beside(dataset: Path, storage: Path) -> TrainJob:
+    return run_job(
+        dataset,
+        storage,
+        {"kind": "vae"},
+        training={"total_images": 400, "report_every_images": 16},
+        evaluation={"every_images": 80, "best": {"metric": "sample_swd", "goal": "minimize"}},
+    )
+
+
+def train(job: TrainJob, *, beside: bool) -> None:
+    with local_session() as session:
+        session.evaluates_beside = beside
+        run_training(job, session)
+
+
+def measure(job: TrainJob, over: threading.Event) -> None:
+    dataset = open_dataset(job.data, job.model)
+    held_out = dataset.decoded("held_out", NodeCache.of(job.data), job.evaluation.images)
+    cpu = torch.device("cpu")
+    measure_published(job, RunDirectory.of(job), held_out, dataset.metadata.fingerprint, cpu, over.is_set)
+
+
+def test_scores_measured_beside_are_those_in_line_at_the_same_positions(dataset: Path, tmp_path: Path) -> None:
+    alone, beside = job_beside(dataset, tmp_path / "alone"), job_beside(dataset, tmp_path / "beside")
+    train(alone, beside=False)
+    over = threading.Event()
+    evaluator = threading.Thread(target=measure, args=(beside, over))
+    evaluator.start()
+    while not (RunDirectory.of(beside).evaluations / STATE).exists():
+        time.sleep(0.05)
+    train(beside, beside=True)
+    over.set()
+    evaluator.join(30)
+    scores = [
+        {line["position"]: line["sample_swd"] for line in read_metrics(RunDirectory.of(job)) if "sample_swd" in line}
+        for job in (alone, beside)
+    ]
+    assert list(scores[1]) == [0, 80, 160, 240, 320, 400]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    run = RunDirectory.of(beside)
+    assert run.evaluations.names() == [STATE]
+    assert (run.best / "model.json").exists()
+    assert sorted(run.samples.names()) == sorted(RunDirectory.of(alone).samples.names())
+    positions = [line["position"] for line in read_metrics(run)]
+    assert positions == sorted(set(positions))
+
+
+def test_training_waits_for_scores_that_are_more_than_one_behind(dataset: Path, tmp_path: Path) -> None:
+    job, over = job_beside(dataset, tmp_path), threading.Event()
+    run = RunDirectory.of(job)
+    (run.evaluations / STATE).write_text("open")
+    trainer = threading.Thread(target=lambda: train_in_thread(job), daemon=True)
+    trainer.start()
+    deadline = time.monotonic() + 60
+    while next_to_measure(run) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    assert next_to_measure(run) == 80
+    assert read_metrics(run)[-1]["position"] <= 160
+    evaluator = threading.Thread(target=measure, args=(job, over))
+    evaluator.start()
+    trainer.join(60)
+    over.set()
+    evaluator.join(30)
+    assert run.is_complete()
+
+
+def train_in_thread(job: TrainJob) -> None:
+    from vaegen_ray.training.local_session import LocalSession
+
+    session = LocalSession(0, 1, torch.device("cpu"))
+    session.evaluates_beside = True
+    run_training(job, session)
+
+
+def test_lost_evaluator_leaves_evaluations_to_the_run(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_beside(dataset, tmp_path)
+    run = RunDirectory.of(job)
+
+    (run.evaluations / STATE).write_text("open")
+
+    def close() -> None:
+        while next_to_measure(run) is None:
+            time.sleep(0.05)
+        (run.evaluations / STATE).write_text("closed")
+
+    threading.Thread(target=close, daemon=True).start()
+    train(job, beside=True)
+    evaluated = [line["position"] for line in read_metrics(run) if "sample_swd" in line]
+    assert evaluated == [0, 160, 240, 320, 400]
+    assert any("is not evaluated, the evaluator was lost" in message for message in caplog.messages)

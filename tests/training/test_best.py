@@ -1,0 +1,61 @@
+"""The best evaluation is kept, and a run that gets no better ends early."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.training.jobs import run_job
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.evaluation.trained_model import load_generator
+from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.local_session import local_session
+from vaegen_ray.training.loop import Ending
+from vaegen_ray.training.run import RunResult, finished_result, run_training
+
+
+def job_with_best(dataset: Path, storage: Path, best: dict[str, Any]) -> TrainJob:
+    # A rate that ruins the model after a while, so that the best evaluation is not the last.
+    return run_job(
+        dataset,
+        storage,
+        {"kind": "vae"},
+        optimizer={"generator": {"learning_rate": 3e-3}},
+        training={"total_images": 800, "checkpoint_every_images": 160},
+        evaluation={"every_images": 80, "best": best},
+    )
+
+
+def run(job: TrainJob) -> RunResult:
+    with local_session() as session:
+        return run_training(job, session)
+
+
+def test_best_evaluation_keeps_its_model_and_scores(dataset: Path, tmp_path: Path) -> None:
+    job = job_with_best(dataset, tmp_path, {"metric": "kl_nats", "goal": "minimize"})
+    run(job)
+    directory = RunDirectory.of(job)
+    kept = json.loads((directory.best / "scores.json").read_text())
+    evaluated = {line["position"]: line["kl_nats"] for line in read_metrics(directory) if "sample_swd" in line}
+    positions = [at for at in evaluated if at > 0]
+    assert len(positions) == 10
+    assert kept["scores"]["kl_nats"] == min(evaluated[at] for at in positions)
+    assert json.loads((directory.best / "model.json").read_text())["position"] == kept["position"]
+    best, final = (load_generator(folder, "cpu") for folder in (directory.best, directory.final))
+    same = torch.equal(best.decoder.to_images.weight, final.decoder.to_images.weight)
+    assert same == (kept["position"] == 800)
+
+
+def test_run_that_gets_no_better_ends_early_and_is_complete(dataset: Path, tmp_path: Path) -> None:
+    # Nothing has a lower cost than the first evaluation of a number that only rises.
+    job = job_with_best(dataset, tmp_path, {"metric": "active_units", "goal": "maximize", "patience_evaluations": 2})
+    result = run(job)
+    assert result.ending is Ending.COMPLETE
+    assert result.position < 800
+    finished = finished_result(job)
+    assert finished is not None
+    assert finished.position == result.position
+    kept = json.loads((RunDirectory.of(job).best / "scores.json").read_text())
+    assert kept["position"] == result.position - 2 * 80

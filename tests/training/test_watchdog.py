@@ -1,0 +1,178 @@
+"""Each way in which a run collapses, driven for real on small models, and what the watchdog does about it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.jobs import NETWORK, run_job
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import JobError
+from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.incidents import CollapsedError, read_incidents
+from vaegen_ray.training.local_session import local_session
+from vaegen_ray.training.run import RunResult, run_training
+from vaegen_ray.training.watchdog import Watchdog, incidents_in
+
+GAN: dict[str, Any] = {
+    "kind": "gan",
+    "adversarial": {"balance": {"kind": "fixed", "weight": 1.0}},
+    "discriminator": NETWORK,
+}
+VAE_GAN: dict[str, Any] = {
+    "kind": "vae_gan",
+    "adversarial": {"balance": {"kind": "gradient_share", "share": 0.9, "max_weight": 1e-6}},
+    "discriminator": NETWORK,
+}
+FROZEN, RAGING = {"learning_rate": 1e-9}, {"learning_rate": 1.0}
+
+FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    # Rule: objective, optimizer, thresholds.
+    "dead_discriminator": (GAN, {"discriminator": FROZEN}, {"smallest_logit_gap": 0.2, "patience_images": 80}),
+    "dead_generator": (
+        GAN,
+        {"generator": FROZEN, "discriminator": {"learning_rate": 3e-3}},
+        {"largest_accuracy": 0.9, "patience_images": 80},
+    ),
+    "posterior_collapse": (
+        {"kind": "vae", "kl": {"weight": 1e6}},
+        {"generator": {"learning_rate": 5e-3}},
+        {"patience_images": 240},
+    ),
+    "weight_at_clamp": (VAE_GAN, {}, {"patience_images": 80}),
+    "diverging_logits": (GAN, {"discriminator": RAGING}, {"largest_logit": 50.0, "patience_images": 40}),
+    "falling_diversity": ({"kind": "vae", "kl": {"weight": 1e6}}, {"generator": {"learning_rate": 1e-2}}, {}),
+}
+
+
+def failing_job(rule: str, dataset: Path, storage: Path, action: dict[str, Any], **sections: Any) -> TrainJob:
+    objective, optimizer, thresholds = FAILURES[rule]
+    others = {name: None for name in FAILURES if name != rule}
+    return run_job(
+        dataset,
+        storage,
+        objective,
+        optimizer=optimizer,
+        training={"total_images": 800, "report_every_images": 40, "checkpoint_every_images": 80, "keep_checkpoints": 9},
+        evaluation={"every_images": 160},
+        watchdog={**others, rule: {**thresholds, **action}},
+        **sections,
+    )
+
+
+def run(job: TrainJob) -> RunResult:
+    with local_session() as session:
+        return run_training(job, session)
+
+
+@pytest.mark.parametrize("rule", FAILURES)
+def test_watchdog_stops_a_run_that_fails_and_leaves_the_evidence(rule: str, dataset: Path, tmp_path: Path) -> None:
+    job = failing_job(rule, dataset, tmp_path, {"action": "stop"})
+    with pytest.raises(CollapsedError, match=rf"watchdog\.{rule}: at [\d,]+ images .*; change the job, or set"):
+        run(job)
+    directory = RunDirectory.of(job)
+    (entry,) = read_incidents(directory)
+    assert (entry["rule"], entry["action"]) == (rule, "stop")
+    line = next(line for line in read_metrics(directory) if f"watchdog_{rule}" in line)
+    assert line["position"] == entry["position"] < 800
+    assert line[f"watchdog_{rule}"] == pytest.approx(next(iter(entry["evidence"].values())))
+    assert not directory.is_complete()
+
+
+def test_watchdog_warns_once_and_the_run_goes_on(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = failing_job("posterior_collapse", dataset, tmp_path, {"action": "warn"})
+    assert run(job).position == 800
+    assert [entry["action"] for entry in read_incidents(RunDirectory.of(job))] == ["warn"]
+    assert sum("the latent code carries nothing" in message for message in caplog.messages) == 1
+
+
+def test_watchdog_rolls_back_with_a_changed_setting_until_the_run_is_well(dataset: Path, tmp_path: Path) -> None:
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
+    job = failing_job("posterior_collapse", dataset, tmp_path, action)
+    assert run(job).position == 800
+    directory = RunDirectory.of(job)
+    (entry,) = read_incidents(directory)
+    assert entry["set"] == {"objective.kl.weight": pytest.approx(0.01)}
+    assert entry["to"] <= entry["good_position"]
+    lines = read_metrics(directory)
+    marked = next(line for line in lines if "rolled_back_from_images" in line)
+    assert (marked["position"], marked["rolled_back_from_images"]) == (entry["to"], entry["position"])
+    assert [line["position"] for line in lines] == sorted({line["position"] for line in lines})
+    assert lines[-1]["beta"] == pytest.approx(0.01)
+    assert lines[-1]["kl_nats"] > 0.1
+    # The changed setting outlives the process.
+    (directory.final / "scores.json").remove()
+    longer = job.model_copy(update={"training": job.training.model_copy(update={"keep_checkpoints": 8})})
+    assert run(longer).position == 800
+
+
+def test_watchdog_rolls_back_at_most_so_many_times(dataset: Path, tmp_path: Path) -> None:
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 0.9}, "at_most": 2}
+    job = failing_job("posterior_collapse", dataset, tmp_path, action)
+    with pytest.raises(CollapsedError, match=r"rolled back 2 times before \(at_most\)"):
+        run(job)
+    entries = read_incidents(RunDirectory.of(job))
+    assert [entry["action"] for entry in entries] == ["roll_back", "roll_back", "stop"]
+    assert [entry.get("set", {}).get("objective.kl.weight") for entry in entries] == [
+        pytest.approx(9e5),
+        pytest.approx(8.1e5),
+        None,
+    ]
+
+
+def test_rollback_killed_before_its_record_rolls_back_again(dataset: Path, tmp_path: Path) -> None:
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
+    job = failing_job("posterior_collapse", dataset, tmp_path, action)
+    run(job)
+    directory = RunDirectory.of(job)
+    for kept in ("incidents.json", "final/scores.json"):
+        (directory.root / kept).remove()
+    for position in directory.checkpoint_positions():
+        directory.checkpoint(position).remove()
+    assert run(job).position == 800
+    assert len(read_incidents(directory)) == 1
+
+
+def test_watchdog_says_nothing_of_a_healthy_run(dataset: Path, tmp_path: Path) -> None:
+    job = run_job(dataset, tmp_path, {"kind": "vae"}, training={"report_every_images": 8})
+    run(job)
+    assert read_incidents(RunDirectory.of(job)) == []
+
+
+def test_watchdog_forgets_a_rule_that_was_kept_again() -> None:
+    job = run_job(Path("unused"), "unused", {"kind": "vae"}, watchdog={"posterior_collapse": {"patience_images": 20}})
+    dog = Watchdog(job)
+    kl = {10: 5.0, 20: 0.0, 30: 0.0, 40: 0.0, 50: 5.0, 60: 0.0, 70: 0.0}
+    told = [at for at, value in kl.items() if dog.look(at, {"kl_nats": value})]
+    assert told == [30, 70]
+    lines = [{"position": at, "kl_nats": value} for at, value in kl.items()]
+    assert [(incident.position, incident.good_position) for incident in incidents_in(job, lines)] == [
+        (30, 10),
+        (70, 50),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ({"action": "roll_back"}, "multiply: is needed by the action 'roll_back'"),
+        ({"multiply": {"objective.kl.weight": 0.5}}, "multiply: has no effect with the action 'warn'"),
+        (
+            {"action": "roll_back", "multiply": {"model.latent_dim": 0.5}},
+            "multiply: must name keys under objective.kl.",
+        ),
+        ({"action": "roll_back", "multiply": {"objective.kl.wight": 0.5}}, "must name a number above 0 of this job"),
+        ({"action": "explode"}, "watchdog.posterior_collapse.action"),
+    ],
+)
+def test_watchdog_that_cannot_work_is_refused(rule: dict[str, Any], sentence: str) -> None:
+    from vaegen_ray.config.loading import job_of
+
+    tree = json.loads(run_job(Path("unused"), "unused", {"kind": "vae"}).model_dump_json())
+    with pytest.raises(JobError) as refused:
+        job_of({**tree, "watchdog": {"posterior_collapse": rule}}, "job")
+    assert sentence in str(refused.value)

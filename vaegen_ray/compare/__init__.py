@@ -1,0 +1,1 @@
+"""Comparisons: their directory, and what their runs say together. From storage alone."""

@@ -1,0 +1,91 @@
+"""The whole judgement of a finished run: all scores and pictures, by one process or several."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.data.cache import NodeCache
+from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.evaluation.evaluate import evaluate
+from vaegen_ray.evaluation.inference import images_of_bytes
+from vaegen_ray.evaluation.memorisation import memorisation
+from vaegen_ray.evaluation.pictures import image_grid, save_picture, traversal_grid
+from vaegen_ray.evaluation.scores import GROUPS, Compared, save_scores
+from vaegen_ray.evaluation.shares import Share
+from vaegen_ray.evaluation.trained_model import load_trained_model
+
+SEPARATE = ("memorisation", "traversals")
+"""Not measured while training."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an evaluation; crosses processes."""
+
+    groups: tuple[str, ...]
+    """Of :data:`~vaegen_ray.evaluation.scores.GROUPS`."""
+    samples: int | None
+    split: Literal["held_out", "train"]
+
+
+def evaluate_run(
+    run: RunDirectory,
+    request: Request,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> tuple[TrainJob, dict[str, float], Compared]:
+    """Measure what is asked for, and write it into the run's directory on rank 0. A collective."""
+    generator, job = load_trained_model(run, device)
+    dataset, cache = open_dataset(job.data, job.model), NodeCache.of(job.data)
+    wanted = request.samples or job.evaluation.images
+    real = dataset.decoded(request.split, cache, wanted)
+    scores: dict[str, float] = {}
+    if set(request.groups) - set(SEPARATE):
+        scores = evaluate(
+            generator,
+            real,
+            job,
+            device=device,
+            rank=rank,
+            num_ranks=num_ranks,
+            gather=gather,
+            total=total,
+            samples=request.samples,
+            fingerprint=dataset.metadata.fingerprint,
+            split=request.split,
+        )
+    share = Share(len(real), rank, num_ranks, gather, total)
+    if "memorisation" in request.groups:
+        held_out = dataset.decoded("held_out", cache, job.evaluation.images)
+        found = memorisation(generator, dataset.decoded("train", cache), held_out, job, share, device)
+        scores["memorised_fraction"] = found.memorised_fraction
+        if rank == 0:
+            grid = image_grid(found.pairs_BCHW, columns=len(found.pairs_BCHW) // 2)
+            save_picture(grid, run.samples / "final-nearest-training-images.png")
+    if "traversals" in request.groups and rank == 0:
+        first = images_of_bytes(dataset.decoded("held_out", cache, 1), device)
+        save_picture(traversal_grid(generator, first, job.seed), run.samples / "final-traversals.png")
+    wanted_names = {name for group in request.groups for name in GROUPS[group]}
+    scores = {name: value for name, value in scores.items() if name in wanted_names}
+    num_real = min(wanted, len(real))
+    compared = Compared(request.split, num_real, request.samples or num_real)
+    if rank == 0:
+        _save(scores, job, compared, run)
+    return job, scores, compared
+
+
+def _save(scores: dict[str, float], job: TrainJob, compared: Compared, run: RunDirectory) -> None:
+    """The nearest-training-image check names its own set."""
+    memory = {name: value for name, value in scores.items() if name == "memorised_fraction"}
+    save_scores({name: value for name, value in scores.items() if name not in memory}, job, compared, run)
+    if memory:
+        save_scores(memory, job, replace(compared, split="held_out"), run)

@@ -1,0 +1,142 @@
+"""The page of a run."""
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.loading import dump_job
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.data.dataset import Dataset
+from vaegen_ray.errors import VaegenError
+from vaegen_ray.evaluation.scores import UNITS, read_record
+from vaegen_ray.report.blocks import Block, facts, note, picture_uri, pictures, slider, source, table
+from vaegen_ray.report.curves import loss_charts, score_charts, throughput_charts
+from vaegen_ray.tracking.json_lines import Line, read_metrics
+from vaegen_ray.training.incidents import read_incidents
+
+MOST_FRAMES = 24
+"""Pictures of a slider; of more, every n-th is shown, the last among them."""
+FINAL_PICTURES = {
+    "final-nearest-training-images.png": "Samples above the training images that are nearest to them",
+    "final-traversals.png": "Latent traversals: a dimension a row, from -3 to 3",
+}
+
+
+def run_page(run: RunDirectory) -> dict[str, Any]:
+    """All that the directory of ``run`` tells, finished or not."""
+    job, lines = run.load_job(), read_metrics(run)
+    record = read_record(run) if run.is_complete() else {}
+    position = int(lines[-1]["position"]) if lines else 0
+    state = "complete" if record else "unfinished"
+    blocks = [
+        *_scores(record),
+        *_pictures(run),
+        *score_charts(job, lines),
+        *loss_charts(job, lines),
+        *throughput_charts(lines),
+        incidents(run, job),
+        *_origin(run, job, lines),
+        source("The job, resolved", yaml.safe_dump(json.loads(dump_job(job)), sort_keys=False)),
+    ]
+    return {
+        "kind": "run",
+        "title": job.name,
+        "subtitle": f"{job.objective.kind} of {job.data.source}, {position:,} of {job.training.total_images:,} images, "
+        f"{state}",
+        "blocks": blocks,
+        "version": f"{position}-{state}-{len(lines)}",
+    }
+
+
+def newest_samples(run: RunDirectory) -> str | None:
+    """The newest grid of samples as a URI; None where there is none."""
+    files = [name for name in run.samples.names() if re.fullmatch(r"samples-\d{12}\.png", name)]
+    return picture_uri(run.samples / files[-1]) if files else None
+
+
+def incidents(run: RunDirectory, job: TrainJob) -> Block:
+    """Restarts, what the watchdog noticed and did, and damaged images."""
+    starts = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
+    sentences = [
+        f"{start['time']}: started again at {start['position']:,} images, on {start['num_ranks']} worker(s) of "
+        f"{start['device']}, after a stop, a preemption or a lost worker"
+        for start in starts[1:]
+    ]
+    for entry in read_incidents(run):
+        did = {"warn": "warned", "stop": "stopped the run"}.get(entry["action"])
+        if did is None:
+            changed = ", ".join(f"{path} = {value:g}" for path, value in entry["set"].items())
+            did = f"rolled back to {entry['to']:,} images, with {changed}"
+        sentences.append(f"{entry['time']}: {entry['sentence']}; {did}")
+    try:
+        rejected = {kind: n for kind, n in Dataset.open(job.data.source).metadata.rejected.items() if n}
+    except (VaegenError, AttributeError):
+        rejected = {}
+    if rejected:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in rejected.items())
+        sentences.append(f"the dataset's preparation left out {listed} (its rejected.parquet lists them)")
+    return note("Incidents", sentences or ["None: no restart, no warning, no damaged image."])
+
+
+def _scores(record: dict[str, Any]) -> list[Block]:
+    if not record:
+        return []
+    rows = []
+    for name, value in record["scores"].items():
+        unit, better = UNITS.get(name, ("", ""))
+        rows.append((name, float(f"{value:.5g}"), unit, better, record.get("measured_on", {}).get(name, "")))
+    return [table("Final scores", ("score", "value", "unit", "better", "measured on"), rows, filters=False)]
+
+
+def _pictures(run: RunDirectory) -> list[Block]:
+    blocks: list[Block] = []
+    names = run.samples.names()
+    for name, title in (("samples", "Samples"), ("reconstructions", "Reconstructions")):
+        grids = [(int(m[1]), file) for file in names if (m := re.fullmatch(rf"{name}-(\d{{12}})\.png", file))]
+        every = -(-len(grids) // MOST_FRAMES) if grids else 1
+        frames = [(f"{at:,} images", picture_uri(run.samples / file)) for at, file in grids[::-1][::every][::-1]]
+        if frames:
+            about = "the same latents at every point" if name == "samples" else "originals above their reconstructions"
+            blocks.append(slider(title, frames, note=about))
+    last = [
+        (title, picture_uri(run.samples / sorted(found)[-1]))
+        for prefix, title in (
+            ("interpolations", "Interpolations"),
+            ("traversals", FINAL_PICTURES["final-traversals.png"]),
+        )
+        if (found := [file for file in names if file.startswith(f"{prefix}-")])
+    ]
+    last += [
+        (title, picture_uri(run.samples / file))
+        for file, title in FINAL_PICTURES.items()
+        if file in names and title not in dict(last)
+    ]
+    return blocks + ([pictures("Through the latent space", last)] if last else [])
+
+
+def _origin(run: RunDirectory, job: TrainJob, lines: list[Line]) -> list[Block]:
+    starts = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
+    rows: list[tuple[str, object]] = [
+        ("directory", run.root),
+        ("objective", job.objective.kind),
+        ("seed", job.seed),
+    ]
+    if starts:
+        start = starts[-1]
+        rows += [
+            ("command", " ".join(start["command"])),
+            ("begun", starts[0]["time"]),
+            ("workers", start["num_ranks"]),
+            ("device", f"{start['device']}, {start['cpu_cores']} CPU cores"),
+            ("platform", f"{start['platform']}, Python {start['python']}"),
+            ("revision", start["revision"] or "not in a git checkout"),
+            ("packages", ", ".join(f"{name} {version}" for name, version in start["packages"].items())),
+            ("dataset", f"{start['dataset']['source']}, fingerprint {start['dataset']['fingerprint'][:16]}"),
+        ]
+    memory = max((line["peak_memory_bytes"] for line in lines if line.get("peak_memory_bytes")), default=None)
+    if memory is not None:
+        rows.append(("peak memory", f"{memory / 2**30:.2f} GiB"))
+    return [facts("What was run", rows)]

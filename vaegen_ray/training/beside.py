@@ -1,0 +1,150 @@
+"""Evaluation beside training: the run publishes a model, another process measures it, the run takes the scores.
+
+They meet in storage alone. When the next model is due, the run first takes the scores of the one before, and waits
+for them where it must: so the scores are never more than one evaluation behind, every model is measured, and all
+that is decided by them is decided at the same image in every repetition.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import TrainingError, VaegenError
+from vaegen_ray.evaluation.evaluate import evaluate
+from vaegen_ray.evaluation.trained_model import DESCRIPTION, load_generator, save_trained_model
+from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.storage import Location
+from vaegen_ray.training.collectives import from_rank_0, is_rank_0
+from vaegen_ray.training.grids import save_grids
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+STATE = "state"
+"""`open` while somebody measures, `closed` once nobody will; in line where it is not open."""
+POLL_S = {True: 0.2, False: 3.0}
+"""Where the run's directory is local, and where it is in an object store, which counts requests."""
+
+Result = dict[str, float] | str
+"""Scores, or why there are none."""
+
+
+class Published:
+    """The models of a run that wait for their scores."""
+
+    def __init__(self, job: TrainJob, run: RunDirectory, position: int) -> None:
+        """Those up to ``position`` that an earlier start left; later ones belong to a future that was not taken."""
+        self._job, self._run = job, run
+        pending: list[int] = []
+        if is_rank_0():
+            for at in positions(run):
+                if at <= position:
+                    pending.append(at)
+                else:
+                    run.evaluation(at).remove()
+        self.pending: list[int] = from_rank_0(pending)
+
+    def publish(self, generator: Generator, position: int) -> None:
+        """Let the model at ``position`` be measured."""
+        if is_rank_0():
+            save_trained_model(generator, self._job, self._run.evaluation(position), position)
+        self.pending.append(position)
+
+    def take(self) -> list[tuple[int, dict[str, float]]]:
+        """Position and scores of all pending models, when they are there; the same on all ranks.
+
+        A model is left out, with a warning, where the process that measures is gone for good. Raises TrainingError
+        where a score is not finite.
+        """
+        taken = []
+        for position in self.pending:
+            result: Result | None = None
+            if is_rank_0():
+                result = self._wait(position)
+            result = from_rank_0(result)
+            if isinstance(result, str):
+                raise TrainingError(result)
+            if result is not None:
+                taken.append((position, result))
+        self.pending = []
+        return taken
+
+    def forget(self, position: int) -> None:
+        """The model at ``position`` is needed no more. Rank 0 only."""
+        self._run.evaluation(position).remove()
+
+    def is_open(self) -> bool:
+        """Whether somebody measures; the same on all ranks."""
+        return from_rank_0(self._state() == "open" if is_rank_0() else False)
+
+    def _state(self) -> str:
+        file = self._run.evaluations / STATE
+        return file.read_text() if file.exists() else ""
+
+    def _wait(self, position: int) -> Result | None:
+        folder = self._run.evaluation(position)
+        while True:
+            if (folder / RESULT).exists():
+                content = json.loads((folder / RESULT).read_text())
+                return str(content["error"]) if "error" in content else dict(content["scores"])
+            if self._state() == "closed":
+                logger.warning(
+                    "%s: is not evaluated, the evaluator was lost; those that follow are made in line", folder
+                )
+                return None
+            time.sleep(POLL_S[folder.is_local])
+
+
+def positions(run: RunDirectory) -> list[int]:
+    """Of all published models that are whole, in ascending order."""
+    names = [name for name in run.evaluations.names() if name.startswith("images-")]
+    return sorted(
+        int(name.removeprefix("images-")) for name in names if (run.evaluations / name / DESCRIPTION).exists()
+    )
+
+
+def next_to_measure(run: RunDirectory) -> int | None:
+    """The newest published model without scores."""
+    waiting = [at for at in positions(run) if not (run.evaluation(at) / RESULT).exists()]
+    return max(waiting, default=None)
+
+
+def measure_published(
+    job: TrainJob,
+    run: RunDirectory,
+    held_out: NDArray[np.uint8],
+    fingerprint: str,
+    device: torch.device,
+    is_over: Callable[[], bool],
+) -> None:
+    """Measure models as they are published, the newest first, until ``is_over``. One process."""
+    (run.evaluations / STATE).write_text("open")
+    while not is_over():
+        position = next_to_measure(run)
+        if position is None:
+            time.sleep(POLL_S[run.root.is_local])
+            continue
+        folder = run.evaluation(position)
+        try:
+            generator = load_generator(folder, device)
+            scores = evaluate(generator, held_out, job, device=device, fingerprint=fingerprint)
+            save_grids(generator, held_out, job, run, position, device)
+            result = {"scores": scores}
+        except VaegenError as error:
+            result = {"error": str(error)}  # type: ignore[dict-item]  # The run raises it.
+        if (folder / DESCRIPTION).exists():
+            (folder / RESULT).write_text(json.dumps(result) + "\n")
+
+
+def copy_model(source: Location, destination: Location) -> None:
+    """Copy a model from folder to folder, its description last."""
+    for name in sorted(source.names(), key=lambda name: name == DESCRIPTION):
+        if name != RESULT:
+            (destination / name).write_bytes((source / name).read_bytes())

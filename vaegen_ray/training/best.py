@@ -1,0 +1,52 @@
+"""Which evaluation of a run was the best so far, and whether to wait for a better one."""
+
+import json
+import math
+from collections.abc import Mapping
+
+from vaegen_ray.config.job import Best
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.training.collectives import from_rank_0, is_rank_0
+
+SCORES = "scores.json"
+
+
+class BestEvaluation:
+    """Remembers through restarts: the best is in the run's directory, and what came after it in its metrics."""
+
+    def __init__(self, settings: Best, run: RunDirectory, position: int) -> None:
+        self._settings, self._run = settings, run
+        self._lowest_cost, self._worse = math.inf, 0
+        known = self._read(position) if is_rank_0() else []
+        for cost in from_rank_0(known):
+            self._count(cost)
+
+    def is_better(self, position: int, scores: Mapping[str, float]) -> bool:
+        """Whether this evaluation is the best so far; keeps its scores then (on rank 0). Its model is the caller's."""
+        is_better = self._count(self._cost(scores))
+        if is_better and is_rank_0():
+            content = {"position": position, "scores": dict(scores)}
+            (self._run.best / SCORES).write_text(json.dumps(content, indent=2) + "\n")
+        return is_better
+
+    @property
+    def is_over(self) -> bool:
+        """Whether patience is over."""
+        patience = self._settings.patience_evaluations
+        return patience is not None and self._worse >= patience
+
+    def _count(self, cost: float) -> bool:
+        if cost < self._lowest_cost:
+            self._lowest_cost, self._worse = cost, 0
+            return True
+        self._worse += 1
+        return False
+
+    def _cost(self, scores: Mapping[str, float]) -> float:
+        value = scores[self._settings.metric]
+        return value if self._settings.goal == "minimize" else -value
+
+    def _read(self, position: int) -> list[float]:
+        lines = [line for line in read_metrics(self._run) if 0 < line["position"] <= position]
+        return [self._cost(line) for line in lines if "sample_swd" in line and self._settings.metric in line]

@@ -1,0 +1,106 @@
+"""What the watchdog does about an incident, and the record of it: ``incidents.json``."""
+
+import json
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.config.settings import flat
+from vaegen_ray.errors import TrainingError
+from vaegen_ray.training.collectives import from_rank_0, is_rank_0
+from vaegen_ray.training.lineage import has_checkpoint
+from vaegen_ray.training.watchdog import Incident
+
+logger = logging.getLogger(__name__)
+
+Entry = dict[str, Any]
+
+
+class CollapsedError(TrainingError):
+    """The watchdog has stopped the run."""
+
+
+class RollBack(Exception):  # noqa: N818 (no error: the run goes on)
+    """Ends the loop, which goes on from an earlier checkpoint."""
+
+    def __init__(self, incident: Incident) -> None:
+        super().__init__(incident.sentence)
+        self.incident = incident
+
+
+def read_incidents(run: RunDirectory) -> list[Entry]:
+    """All incidents of a run, in the order in which they were noticed."""
+    return list(json.loads(run.incidents.read_text())) if run.incidents.exists() else []
+
+
+def changed_settings(run: RunDirectory) -> dict[str, float]:
+    """What the rollbacks so far have changed: dotted path to number. The same on all ranks."""
+    entries = read_incidents(run) if is_rank_0() else []
+    settings: dict[str, float] = {}
+    for entry in entries:
+        settings |= entry.get("set", {})
+    return from_rank_0(settings)
+
+
+def record_warning(run: RunDirectory, incident: Incident) -> None:
+    """Say it, and keep it. Rank 0 only."""
+    logger.warning("%s", incident.sentence)
+    _append(run, incident, {"action": "warn"})
+
+
+def record_stop(run: RunDirectory, incident: Incident, why: str = "") -> CollapsedError:
+    """Keep it (on rank 0), and return what ends the run."""
+    if is_rank_0():
+        _append(run, incident, {"action": "stop"})
+    name = incident.rule
+    return CollapsedError(
+        f"{incident.sentence}{why}; change the job, or set watchdog.{name}.action to roll_back, or watchdog.{name} to "
+        "null"
+    )
+
+
+def roll_back(job: TrainJob, run: RunDirectory, incident: Incident) -> int:
+    """Go back to the last checkpoint before the trouble, with a changed setting, and return its position.
+
+    0 where no checkpoint is so old: the run then begins again. Raises CollapsedError where the rule has rolled back
+    as often as it may. A kill in the middle leaves a run that meets the trouble once more, and rolls back then.
+    """
+    rule = job.watchdog.rules()[incident.rule]
+    earlier = from_rank_0(_num_rollbacks(run, incident.rule) if is_rank_0() else 0)
+    if earlier >= rule.at_most:
+        raise record_stop(run, incident, f", and was rolled back {earlier} times before (at_most)")
+    before = changed_settings(run)
+    values = flat(job.after_rollbacks(before).model_dump())
+    changed = {path: values[path] * factor for path, factor in rule.multiply.items()}
+    try:
+        job.after_rollbacks(before | changed)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        why = f", and cannot be rolled back, because {', '.join(changed)} would make no valid job ({problem})"
+        raise record_stop(run, incident, why) from error
+    position = 0
+    if is_rank_0():
+        good = [at for at in run.checkpoint_positions() if at <= incident.good_position and has_checkpoint(run, at)]
+        position = max(good, default=0)
+        for at in run.checkpoint_positions():
+            if at > position:
+                run.checkpoint(at).remove()
+        _append(run, incident, {"action": "roll_back", "to": position, "set": changed})
+        shown = ", ".join(f"{path}={value:g}" for path, value in changed.items())
+        logger.warning("%s; rolled back to %s images, with %s", incident.sentence, f"{position:,}", shown)
+    return from_rank_0(position)
+
+
+def _num_rollbacks(run: RunDirectory, rule: str) -> int:
+    return sum(entry["rule"] == rule and entry["action"] == "roll_back" for entry in read_incidents(run))
+
+
+def _append(run: RunDirectory, incident: Incident, did: Entry) -> None:
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    entries = [*read_incidents(run), {"time": time, **asdict(incident), **did}]
+    run.incidents.write_text(json.dumps(entries, indent=2) + "\n")

@@ -1,0 +1,50 @@
+"""How fast a job trains here, before it is trained."""
+
+import time
+
+import torch
+
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.data.batches import ImageBatches
+from vaegen_ray.data.placement import training_images
+from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.training.guard import FiniteGuard
+from vaegen_ray.training.loop import make_batch
+from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
+from vaegen_ray.training.session import Session
+from vaegen_ray.training.state import TrainState
+
+WARM_UP_STEPS = 5
+LEAST_STEPS = 20
+LEAST_S = 5.0
+
+
+def images_per_second(job: TrainJob, session: Session) -> float:
+    """Of training steps alone, one rank, everything switched on; writes nothing. Takes about five seconds."""
+    use_exact_arithmetic()
+    images = training_images(open_dataset(job.data, job.model), job.data, session.device)
+    state, guard = TrainState(job, session.device), FiniteGuard(session.device)
+    # The adversarial term may start late, and costs as much as the rest.
+    position = job.training.total_steps // 2 * job.training.images_per_step
+    compile_networks(state.objective, job, session.device)
+    steps, begun_s = 0, time.perf_counter()
+    with ImageBatches(
+        images, seed=job.seed, images_per_step=job.training.images_per_step, position=position
+    ) as batches:
+        while steps < WARM_UP_STEPS + LEAST_STEPS or time.perf_counter() - begun_s < LEAST_S:
+            batch = make_batch(job, session, position, next(batches))
+            for phase in state.phases:
+                phase.update(batch, learning_rate_factor=1.0, guard=guard)
+            position += job.training.images_per_step
+            steps += 1
+            if steps == WARM_UP_STEPS:
+                _wait(session.device)
+                begun_s = time.perf_counter()
+    _wait(session.device)
+    images.close()
+    return (steps - WARM_UP_STEPS) * job.training.images_per_step / (time.perf_counter() - begun_s)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
