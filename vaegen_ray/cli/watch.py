@@ -82,7 +82,7 @@ def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
                  Columns(panels), *incidents), is_over  # fmt: skip
 
 
-def _search(root: Location, _: Console) -> tuple[RenderableType, bool]:
+def _search(root: Location, console: Console) -> tuple[RenderableType, bool]:
     from vaegen_ray.search.directory import SearchDirectory
     from vaegen_ray.search.leaderboard import is_over, leaderboard
     from vaegen_ray.search.log import read_trials
@@ -91,7 +91,7 @@ def _search(root: Location, _: Console) -> tuple[RenderableType, bool]:
     directory = SearchDirectory(root)
     job, trials = load_search(directory), read_trials(directory)
     board = leaderboard(job, trials)
-    return front_table(board, summary(board, trials)), is_over(job, trials)
+    return front_table(board, summary(board, trials), console.width), is_over(job, trials)
 
 
 def _comparison(root: Location, _: Console) -> tuple[RenderableType, bool]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import Resources, TrainJob
 from vaegen_ray.config.loading import AnyJob
 from vaegen_ray.config.prepare import PrepareJob
@@ -34,9 +35,12 @@ def nodes_of(job: AnyJob) -> Nodes:
     """The nodes that ``job`` can use; a GPU for each worker where it leaves that open."""
     if isinstance(job, PrepareJob):
         return Nodes(1, NODES_OF_PREPARE, CPUS_OF_PREPARE, 0)
-    train = job.base if isinstance(job, SearchJob) else job
+    train = job if isinstance(job, TrainJob) else job.base
     resources = train.resources
     trials = min(job.max_concurrent or TRIALS_AT_ONCE, job.trials) if isinstance(job, SearchJob) else 1
+    if isinstance(job, CompareJob):
+        runs = len(job.variants) * len(job.seeds)
+        trials = min(job.max_concurrent or TRIALS_AT_ONCE, runs)
     gpus = 1.0 if resources.gpus_per_worker is None else resources.gpus_per_worker
     return Nodes(
         fewest=resources.fewest_workers,
@@ -67,8 +71,8 @@ def _paths(job: AnyJob) -> Iterator[tuple[str, str | None]]:
     if isinstance(job, SearchJob):
         yield "storage", job.storage
         yield from ((f"warm_start[{index}]", place) for index, place in enumerate(job.warm_start))
-    train, prefix = (job.base, "base.") if isinstance(job, SearchJob) else (job, "")
-    if isinstance(job, TrainJob):
+    train, prefix = (job, "") if isinstance(job, TrainJob) else (job.base, "base.")
+    if isinstance(job, TrainJob | CompareJob):
         yield "storage", job.storage
     yield f"{prefix}data.source", train.data.source
     yield f"{prefix}data.cache", train.data.cache

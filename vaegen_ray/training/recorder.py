@@ -110,7 +110,9 @@ class Recorder:
             self._means.add({"data_wait_s": torch.tensor(pace["data_wait_s"], device=self.session.device)})
         metrics = pace | self._means.take()
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
-        metrics |= self._time.take()
+        spent = self._time.take()
+        spent.pop("checkpoint_s", None)  # Told with the line after each checkpoint.
+        metrics |= spent
         metrics["peak_memory_bytes"] = peak_memory_bytes(self.session.device)
         self._check_fence_now_and_then()
         self._record(metrics, state.position, of_this_rank=pace)
