@@ -86,7 +86,7 @@ def throughput_charts(lines: Sequence[Line]) -> list[Block]:
             "barmode": "stack",
             "xaxis": {"title": {"text": "seconds"}},
             "yaxis": {"visible": False},
-            "margin": {"b": 44},
+            "margin": {"l": 12, "r": 12, "t": 60, "b": 44},
         }
         layout["legend"] = {"orientation": "h", "y": 1.05, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
         blocks.append(chart("Where the time went", traces, layout, height=230))
