@@ -66,11 +66,18 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
     return {"series": f"{name}{{{told}}}", "values": values}
 
 
+def checkpoints(seconds: str) -> list[dict[str, str]]:
+    """One a minute, of less than so many seconds and more than the bucket below."""
+    bounds = ["30", "60", "120", "+Inf"]
+    counts = {bound: "0+1x240" if bounds.index(bound) >= bounds.index(seconds) else "0x240" for bound in bounds}
+    return [series("ray_vaegen_checkpoint_s_bucket", values, run="a", le=bound) for bound, values in counts.items()]
+
+
 MOVING, STANDING = (
     series("ray_vaegen_position_images", "0+100x240", run="a"),
     [series("ray_vaegen_position_images", "700x240", run="a")],
 )
-STEPS = [series("ray_vaegen_step_s_sum", "0+10x240", run="a", rank="1")]
+STEPS = [series("ray_vaegen_step_s", "0.5x240", run="a", rank="1")]
 
 
 @needs_promtool
@@ -85,24 +92,10 @@ STEPS = [series("ray_vaegen_step_s_sum", "0+10x240", run="a", rank="1")]
         ("GpuIdle", [series("ray_node_gpus_utilization", "0x240", ip="1", GpuIndex="0")], False),
         ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0+1x240", run="a")], True),
         ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0x240", run="a")], False),
-        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s_sum", "0+5x240", run="a", rank="1")], True),
-        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s_sum", "0+1x240", run="a", rank="1")], False),
-        (
-            "CheckpointSlow",
-            [
-                series("ray_vaegen_checkpoint_s_sum", "0+90x240", run="a"),
-                series("ray_vaegen_checkpoint_s_count", "0+1x240", run="a"),
-            ],
-            True,
-        ),
-        (
-            "CheckpointSlow",
-            [
-                series("ray_vaegen_checkpoint_s_sum", "0+9x240", run="a"),
-                series("ray_vaegen_checkpoint_s_count", "0+1x240", run="a"),
-            ],
-            False,
-        ),
+        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s", "0.2x240", run="a", rank="1")], True),
+        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s", "0.05x240", run="a", rank="1")], False),
+        ("CheckpointSlow", checkpoints("120"), True),
+        ("CheckpointSlow", checkpoints("30"), False),
     ],
 )
 def test_alert_comes_when_it_should_and_only_then(

@@ -9,7 +9,7 @@ from tests.evaluation.samples import random_pictures, tiny_generator, tiny_job
 from vaegen_ray.evaluation.inference import images_of_bytes
 from vaegen_ray.evaluation.memorisation import memorisation
 from vaegen_ray.evaluation.shares import Share
-from vaegen_ray.models.convolutional import Generator
+from vaegen_ray.models.generator import Generator
 
 CPU = torch.device("cpu")
 ALONE = Share(0, 0, 1, lambda rows: rows, lambda tensor: tensor)

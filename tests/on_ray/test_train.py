@@ -154,3 +154,15 @@ def test_fractions_of_a_gpu_are_packed_by_node() -> None:
     assert needs.fit_into({"CPU": 16, "GPU": 2}) == 8
     assert needs.fit_into({"CPU": 3, "GPU": 2}) == 3
     assert needs.fit_into({"CPU": 16}) == 0
+
+
+def test_evaluations_of_two_workers_are_made_beside_them(dataset: Path, tmp_path: Path) -> None:
+    job = two_worker_job(dataset, tmp_path, evaluation={"every_images": 240})
+    result = train_on_ray(job)
+    assert (result.ending, result.position) == (Ending.COMPLETE, 960)
+    run = RunDirectory.of(job)
+    lines = read_metrics(run)
+    assert [line["position"] for line in lines if "sample_swd" in line] == [0, 240, 480, 720, 960]
+    assert run.evaluations.names() == []
+    assert {f"samples-{at:012d}.png" for at in (0, 240, 480, 720, 960)} <= set(run.samples.names())
+    assert [line["position"] for line in lines] == sorted({line["position"] for line in lines})

@@ -13,7 +13,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.tracking.json_lines import read_metrics
-from vaegen_ray.training.beside import CLOSED, measure_published, next_to_measure
+from vaegen_ray.training.beside import STATE, measure_published, next_to_measure
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.run import run_training
 
@@ -47,6 +47,8 @@ def test_scores_measured_beside_are_those_in_line_at_the_same_positions(dataset:
     over = threading.Event()
     evaluator = threading.Thread(target=measure, args=(beside, over))
     evaluator.start()
+    while not (RunDirectory.of(beside).evaluations / STATE).exists():
+        time.sleep(0.05)
     train(beside, beside=True)
     over.set()
     evaluator.join(30)
@@ -57,7 +59,7 @@ def test_scores_measured_beside_are_those_in_line_at_the_same_positions(dataset:
     assert list(scores[1]) == [0, 80, 160, 240, 320, 400]
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
     run = RunDirectory.of(beside)
-    assert run.evaluations.names() == []
+    assert run.evaluations.names() == [STATE]
     assert (run.best / "model.json").exists()
     assert sorted(run.samples.names()) == sorted(RunDirectory.of(alone).samples.names())
     positions = [line["position"] for line in read_metrics(run)]
@@ -67,6 +69,7 @@ def test_scores_measured_beside_are_those_in_line_at_the_same_positions(dataset:
 def test_training_waits_for_scores_that_are_more_than_one_behind(dataset: Path, tmp_path: Path) -> None:
     job, over = job_beside(dataset, tmp_path), threading.Event()
     run = RunDirectory.of(job)
+    (run.evaluations / STATE).write_text("open")
     trainer = threading.Thread(target=lambda: train_in_thread(job), daemon=True)
     trainer.start()
     deadline = time.monotonic() + 60
@@ -97,10 +100,12 @@ def test_lost_evaluator_leaves_evaluations_to_the_run(
     job = job_beside(dataset, tmp_path)
     run = RunDirectory.of(job)
 
+    (run.evaluations / STATE).write_text("open")
+
     def close() -> None:
         while next_to_measure(run) is None:
             time.sleep(0.05)
-        (run.evaluations / CLOSED).write_text("lost")
+        (run.evaluations / STATE).write_text("closed")
 
     threading.Thread(target=close, daemon=True).start()
     train(job, beside=True)

@@ -33,10 +33,14 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dead_discriminator": (GAN, {"discriminator": FROZEN}, {"smallest_logit_gap": 0.2, "patience_images": 80}),
     "dead_generator": (
         GAN,
-        {"generator": FROZEN, "discriminator": {"learning_rate": 1e-2}},
-        {"largest_accuracy": 0.98, "patience_images": 80},
+        {"generator": FROZEN, "discriminator": {"learning_rate": 3e-3}},
+        {"largest_accuracy": 0.9, "patience_images": 80},
     ),
-    "posterior_collapse": ({"kind": "vae", "kl": {"weight": 1e6}}, {}, {"patience_images": 80}),
+    "posterior_collapse": (
+        {"kind": "vae", "kl": {"weight": 1e6}},
+        {"generator": {"learning_rate": 5e-3}},
+        {"patience_images": 240},
+    ),
     "weight_at_clamp": (VAE_GAN, {}, {"patience_images": 80}),
     "diverging_logits": (GAN, {"discriminator": RAGING}, {"largest_logit": 50.0, "patience_images": 40}),
     "falling_diversity": ({"kind": "vae", "kl": {"weight": 1e6}}, {"generator": {"learning_rate": 1e-2}}, {}),
@@ -87,18 +91,18 @@ def test_watchdog_warns_once_and_the_run_goes_on(
 
 
 def test_watchdog_rolls_back_with_a_changed_setting_until_the_run_is_well(dataset: Path, tmp_path: Path) -> None:
-    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-7}}
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
     job = failing_job("posterior_collapse", dataset, tmp_path, action)
     assert run(job).position == 800
     directory = RunDirectory.of(job)
     (entry,) = read_incidents(directory)
-    assert entry["set"] == {"objective.kl.weight": pytest.approx(0.1)}
+    assert entry["set"] == {"objective.kl.weight": pytest.approx(0.01)}
     assert entry["to"] <= entry["good_position"]
     lines = read_metrics(directory)
     marked = next(line for line in lines if "rolled_back_from_images" in line)
     assert (marked["position"], marked["rolled_back_from_images"]) == (entry["to"], entry["position"])
     assert [line["position"] for line in lines] == sorted({line["position"] for line in lines})
-    assert lines[-1]["beta"] == pytest.approx(0.1)
+    assert lines[-1]["beta"] == pytest.approx(0.01)
     assert lines[-1]["kl_nats"] > 0.1
     # The changed setting outlives the process.
     (directory.final / "scores.json").remove()
@@ -121,7 +125,7 @@ def test_watchdog_rolls_back_at_most_so_many_times(dataset: Path, tmp_path: Path
 
 
 def test_rollback_killed_before_its_record_rolls_back_again(dataset: Path, tmp_path: Path) -> None:
-    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-7}}
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
     job = failing_job("posterior_collapse", dataset, tmp_path, action)
     run(job)
     directory = RunDirectory.of(job)

@@ -17,7 +17,7 @@ from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.errors import StorageError
 from vaegen_ray.on_ray.preflight import WorkerNeeds, node_resources
-from vaegen_ray.training.beside import CLOSED, measure_published
+from vaegen_ray.training.beside import STATE, measure_published
 
 RESTARTS = 3
 
@@ -56,6 +56,9 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     """An evaluator for the time of the run. Where it is lost for good, the run is told, and evaluates in line."""
     run, is_over = RunDirectory.of(job), threading.Event()
     task: Any = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RESTARTS, max_calls=1)(_measure)
+    (
+        run.evaluations / STATE
+    ).remove()  # Of an earlier start; until the new evaluator is there, the run goes on in line.
     handle = task.remote(dump_job(job), os.getcwd())
 
     def watch() -> None:
@@ -64,7 +67,7 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
         except Exception:  # noqa: BLE001 (of Ray or of the dataset: the run goes on without it)
             if not is_over.is_set():
                 try:
-                    (run.evaluations / CLOSED).write_text("the evaluator was lost")
+                    (run.evaluations / STATE).write_text("closed")
                 except StorageError:
                     return  # The run meets the same store.
 
@@ -75,3 +78,4 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     finally:
         is_over.set()
         ray.cancel(handle, force=True)
+        (run.evaluations / STATE).remove()

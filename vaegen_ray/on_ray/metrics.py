@@ -1,6 +1,6 @@
 """Metrics for those who operate a cluster: Ray's metrics, which each node exports to Prometheus as ``ray_<name>``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from PIL.Image import Image
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -8,9 +8,8 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 
-STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-WAIT_SECONDS = (0.0001, 0.001, 0.01, *STEP_SECONDS[2:])
-CHECKPOINT_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+CHECKPOINT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+"""Bounds of the histogram. Ray makes its sum of the middles between them, so only counts and quantiles are to be used."""
 
 LOSS, SCORE = "vaegen_loss", "vaegen_score"
 IMAGES_PER_S, POSITION = "vaegen_images_per_s", "vaegen_position_images"
@@ -22,7 +21,7 @@ NAMES = (LOSS, SCORE, IMAGES_PER_S, POSITION, STEP, DATA_WAIT, CHECKPOINT, PREEM
 class RayMetrics:
     """A tracker of one worker: its own step and wait, and on rank 0 what all workers share.
 
-    A histogram gets the mean of each line of metrics, not each step.
+    Seconds a step and waits are means over the steps of the newest line of metrics.
     """
 
     def __init__(self, job: TrainJob, rank: int) -> None:
@@ -34,14 +33,15 @@ class RayMetrics:
         self._score = Gauge(SCORE, "Score of an evaluation, by name", (*self._tags, "name"))
         self._position = Gauge(POSITION, "Images of the global sequence that have been used", (*self._tags,))
         self._images_per_s = Gauge(IMAGES_PER_S, "Images a second, all workers together", (*self._tags,))
-        self._step = self._histogram(STEP, "Seconds a step", STEP_SECONDS)
-        self._wait = self._histogram(DATA_WAIT, "Seconds that a step waited for images", WAIT_SECONDS)
-        self._checkpoint = self._histogram(CHECKPOINT, "Seconds to save a checkpoint", CHECKPOINT_SECONDS)
+        self._step = Gauge(STEP, "Seconds a step", (*self._tags,))
+        self._wait = Gauge(DATA_WAIT, "Seconds of a step that this worker waited for images", (*self._tags,))
+        bounds = list(CHECKPOINT_SECONDS)
+        self._checkpoint = Histogram(CHECKPOINT, "Seconds to save a checkpoint", bounds, (*self._tags,))
 
     def scalars(self, record: Mapping[str, float], position: int) -> None:
         """Export the newest values; Prometheus asks for them when it likes."""
         if "training_s" in record:
-            self._observe_times(record, position)
+            self._tell_times(record, position)
         if not self._is_rank_0:
             return
         self._position.set(position, self._tags)
@@ -52,13 +52,13 @@ class RayMetrics:
             if not name.endswith(("_s", "_bytes")):
                 gauge.set(value, {**self._tags, "name": name})
 
-    def _observe_times(self, record: Mapping[str, float], position: int) -> None:
+    def _tell_times(self, record: Mapping[str, float], position: int) -> None:
         """Of the steps since the last line; the first line's are unknown, for the run may have begun anywhere."""
         waited_s = record.get("input_s", 0.0)
         if self._last_position is not None and position > self._last_position:
             steps = (position - self._last_position) / self._images_per_step
-            self._step.observe((record["training_s"] + waited_s) / steps, self._tags)
-            self._wait.observe(waited_s / steps, self._tags)
+            self._step.set((record["training_s"] + waited_s) / steps, self._tags)
+            self._wait.set(waited_s / steps, self._tags)
         self._last_position = position
         if self._is_rank_0 and record.get("checkpoint_s"):
             self._checkpoint.observe(record["checkpoint_s"], self._tags)
@@ -71,9 +71,6 @@ class RayMetrics:
 
     def close(self) -> None:
         """Nothing is to be let go of; the values go with the process."""
-
-    def _histogram(self, name: str, description: str, boundaries: Sequence[float]) -> Histogram:
-        return Histogram(name, description, list(boundaries), (*self._tags,))
 
 
 def count_preemption(run: str) -> None:

@@ -13,7 +13,9 @@ MOST_POINTS = 600
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Losses": ("generator_loss", "adversarial_loss", "discriminator_loss", "feature_matching_loss", "feature_error"),
-    "Evidence lower bound": ("nll_nats", "kl_nats", "bits_per_dimension"),
+    "Negative log-likelihood, nats an image": ("nll_nats",),
+    "KL divergence, nats an image": ("kl_nats",),
+    "Bits a value of the evidence lower bound": ("bits_per_dimension",),
     "Gradients at the images": ("reconstruction_gradient_norm", "adversarial_gradient_norm"),
     "Adversarial share of the gradient at the images": ("adversarial_share",),
     "Adversarial weight": ("adversarial_weight", "beta"),
@@ -80,8 +82,14 @@ def throughput_charts(lines: Sequence[Line]) -> list[Block]:
             for text, seconds in spent.items()
             if seconds > 0
         ]  # fmt: skip
-        layout = {"barmode": "stack", "xaxis": {"title": {"text": "seconds"}}, "yaxis": {"visible": False}}
-        blocks.append(chart("Where the time went", traces, layout, height=190))
+        layout = {
+            "barmode": "stack",
+            "xaxis": {"title": {"text": "seconds"}},
+            "yaxis": {"visible": False},
+            "margin": {"l": 12, "r": 12, "t": 60, "b": 44},
+        }
+        layout["legend"] = {"orientation": "h", "y": 1.05, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
+        blocks.append(chart("Where the time went", traces, layout, height=230))
     return blocks
 
 

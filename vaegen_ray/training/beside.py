@@ -27,7 +27,8 @@ from vaegen_ray.training.grids import save_grids
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
-CLOSED = "closed"
+STATE = "state"
+"""`open` while somebody measures, `closed` once nobody will; in line where it is not open."""
 POLL_S = {True: 0.2, False: 3.0}
 """Where the run's directory is local, and where it is in an object store, which counts requests."""
 
@@ -43,7 +44,6 @@ class Published:
         self._job, self._run = job, run
         pending: list[int] = []
         if is_rank_0():
-            (run.evaluations / CLOSED).remove()
             for at in positions(run):
                 if at <= position:
                     pending.append(at)
@@ -80,9 +80,13 @@ class Published:
         """The model at ``position`` is needed no more. Rank 0 only."""
         self._run.evaluation(position).remove()
 
-    def is_closed(self) -> bool:
-        """Whether nobody measures any more; the same on all ranks."""
-        return from_rank_0((self._run.evaluations / CLOSED).exists() if is_rank_0() else False)
+    def is_open(self) -> bool:
+        """Whether somebody measures; the same on all ranks."""
+        return from_rank_0(self._state() == "open" if is_rank_0() else False)
+
+    def _state(self) -> str:
+        file = self._run.evaluations / STATE
+        return file.read_text() if file.exists() else ""
 
     def _wait(self, position: int) -> Result | None:
         folder = self._run.evaluation(position)
@@ -90,8 +94,10 @@ class Published:
             if (folder / RESULT).exists():
                 content = json.loads((folder / RESULT).read_text())
                 return str(content["error"]) if "error" in content else dict(content["scores"])
-            if (self._run.evaluations / CLOSED).exists():
-                logger.warning("%s: is not evaluated, the evaluator was lost; evaluations go on in line", folder)
+            if self._state() == "closed":
+                logger.warning(
+                    "%s: is not evaluated, the evaluator was lost; those that follow are made in line", folder
+                )
                 return None
             time.sleep(POLL_S[folder.is_local])
 
@@ -119,6 +125,7 @@ def measure_published(
     is_over: Callable[[], bool],
 ) -> None:
     """Measure models as they are published, the newest first, until ``is_over``. One process."""
+    (run.evaluations / STATE).write_text("open")
     while not is_over():
         position = next_to_measure(run)
         if position is None:

@@ -132,14 +132,13 @@ class Recorder:
         return scores
 
     def _evaluate_beside(self, state: TrainState) -> None:
-        """Take the scores of the model before, and publish this one; in line where nobody measures any more."""
+        """Take the scores of the model before, and publish this one; in line where nobody measures."""
         assert self._published is not None
         with self._clock_stopped("evaluation"):
             self._take_published()
-            if not self._published.is_closed():
+            if self._published.is_open():
                 self._published.publish(state.ema.generator, state.position)
                 return
-        self._published = None
         self.evaluate(state)
 
     def _take_published(self) -> None:

@@ -52,7 +52,9 @@ class Watchdog:
 
     def look(self, position: int, metrics: Metrics) -> list[Incident]:
         """The rules of which the patience is over with this line; each is told once, until it was kept again."""
-        incidents = []
+        incidents: list[Incident] = []
+        if position == 0:
+            return incidents  # Nothing is trained yet.
         for name, rule in self.job.watchdog.rules().items():
             reading = READINGS[name](self, rule, position, metrics)
             if reading is None:

@@ -126,7 +126,7 @@ const draw = {
     place.style.height = block.height + "px";
     const plot = async () => {
       const narrow = place.clientWidth < 480 ? { legend: { orientation: "h", y: -0.3, font: { size: 11 } } } : {};
-      await Plotly.react(place, block.traces, themed({ ...narrow, ...block.layout }), { displayModeBar: false, responsive: true });
+      await Plotly.react(place, block.traces, themed({ ...block.layout, ...narrow }), { displayModeBar: false, responsive: true });
       if (!place.dataset.listens) {
         place.dataset.listens = "yes";
         place.on("plotly_click", (event) => {
@@ -152,7 +152,7 @@ function width(block, blocks) {
   if (block.type === "chart" && block.traces[0]?.type === "parcoords") return "wide";
   if (block.type === "chart" && block.height >= 400) return "wide";
   if (block.type === "slider" && blocks.filter((other) => other.type === "slider").length === 1) return "";
-  return block.type === "chart" && block.height < 260 && blocks.length > 12 ? "small" : "";
+  return block.type === "chart" && block.height < 225 && blocks.length > 12 ? "small" : "";
 }
 
 async function render() {
