@@ -9,7 +9,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 
 CHECKPOINT_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-"""Bounds of the histogram. Ray makes its sum of the middles between them, so only counts and quantiles are to be used."""
+"""Bounds of the histogram. Ray makes its sum of the middles between them: use counts and quantiles."""
 
 LOSS, SCORE = "vaegen_loss", "vaegen_score"
 IMAGES_PER_S, POSITION = "vaegen_images_per_s", "vaegen_position_images"
