@@ -16,6 +16,7 @@ from vaegen_ray.config.model import ConvolutionalModel, Network
 from vaegen_ray.config.objective import Adversarial, GradientShareBalance, VaeGanObjective
 from vaegen_ray.config.presets import PRESETS
 from vaegen_ray.config.settings import flat
+from vaegen_ray.config.watchdog import Watchdog
 
 SHIPPED = sorted(Path("jobs").rglob("*.yaml"))
 MAY_BE_ABSENT = {
@@ -37,14 +38,19 @@ MAY_BE_ABSENT = {
     "optimizer.discriminator.clip_norm",
     "optimizer.generator.clip_norm",
     "resources.gpus_per_worker",
+    "evaluation.best",
     "evaluation.lpips",
     "evaluation.lpips.weights",
     "model.start_from",
     "objective.discriminator.weights",
     "objective.perceptual",
     "objective.perceptual.weights",
+    "resources.evaluator",
+    "resources.evaluator.gpus",
+    "resources.max_duration_s",
     "tracking.mlflow",
     "tracking.wandb",
+    *(f"watchdog.{rule}.patience_images" for rule in Watchdog().rules()),
 }
 """Keys whose absence means that the thing is absent; every other key has a value in a resolved job."""
 

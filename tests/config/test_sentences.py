@@ -157,7 +157,7 @@ def test_mistake_is_refused_at_the_key_that_the_user_wrote(override: str, senten
 def test_missing_section_is_refused_by_name(section: str) -> None:
     tree = tree_of()
     del tree[section]
-    kinds = ", one of 'train', 'prepare', 'search'" if section == "kind" else ""
+    kinds = ", one of 'train', 'prepare', 'search', 'compare'" if section == "kind" else ""
     with pytest.raises(JobError) as refused:
         job_of(tree, "job.yaml")
     assert str(refused.value) == f"job.yaml: {section}: is required{kinds}; add it"
@@ -167,7 +167,8 @@ def test_kind_of_job_must_be_known() -> None:
     for kind, shown in (("tran", "'tran'"), (["train"], '["train"]'), (3, "3")):
         with pytest.raises(JobError) as refused:
             job_of({"kind": kind}, "job.yaml")
-        assert str(refused.value) == f"job.yaml: kind: must be one of 'train', 'prepare', 'search', got {shown}"
+        kinds = "'train', 'prepare', 'search', 'compare'"
+        assert str(refused.value) == f"job.yaml: kind: must be one of {kinds}, got {shown}"
 
 
 def test_several_mistakes_are_all_listed() -> None:
@@ -197,7 +198,7 @@ def test_unknown_key_is_refused_by_its_path_in_every_section_of_every_kind(objec
         below = [
             found
             for key, value in part.items()
-            if isinstance(value, dict)
+            if isinstance(value, dict) and key != "multiply"  # Names settings of the job, not keys of its own.
             for found in sections(value, f"{path}{key}.")
         ]
         return [path, *below]

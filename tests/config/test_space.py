@@ -103,7 +103,8 @@ def test_gan_has_no_reconstruction_to_search_for() -> None:
     base = base_tree(objective={"kind": "gan", "discriminator": {"width": 4, "max_width": 8, "depth": 1}})
     del base["model"]["encoder"]
     space = {"optimizer.generator.learning_rate": {"kind": "log_uniform", "low": 1e-5, "high": 1e-2}}
-    assert "must be 'sample_swd', got 'reconstruction_psnr'" in refusal(base=base, space=space)
+    sentence = "must be one of 'sample_swd', 'sample_diversity', got 'reconstruction_psnr'"
+    assert sentence in refusal(base=base, space=space)
 
 
 def test_axis_with_a_condition_is_drawn_only_where_it_holds() -> None:

@@ -75,7 +75,7 @@ def test_reconstruction_grid_of_a_gan_is_refused() -> None:
 
 def test_interpolation_grid_begins_and_ends_at_its_latents() -> None:
     generator = tiny_generator(tiny_job())
-    ends = prior_latents(2, 6, seed=0)
+    ends = prior_latents(2, (6,), seed=0)
     grid = interpolation_grid(generator, ends[0], ends[1], steps=5)
     assert grid.size == (5 * 33 - 1, 32)
     for end, column in ((ends[0], 0), (ends[1], 4)):
