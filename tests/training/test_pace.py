@@ -52,16 +52,15 @@ def test_slow_input_and_slow_checkpoints_show_where_they_belong(
     monkeypatch.setattr(recorder, "save_checkpoint", slow_save)
     kept = Kept()
     run_training(job, LocalSession(0, 1, CPU), own_tracker=kept)
-    lines = [line for line in read_metrics(RunDirectory.of(job)) if "step_s" in line]
-    assert [line["position"] for line in read_metrics(RunDirectory.of(job))] == [16, 32, 48, 64]
+    lines = read_metrics(RunDirectory.of(job))
+    assert [line["position"] for line in lines] == [16, 32, 48, 64]
     for line in lines:
-        assert 0.05 <= line["data_wait_s"] <= line["step_s"]
-        assert line["images_per_s"] * line["step_s"] == pytest.approx(job.training.images_per_step)
-        # A checkpoint is not a part of a step.
-        assert line["step_s"] - line["data_wait_s"] < 0.3
-    checkpoints = [record["checkpoint_s"] for record in kept.records if "checkpoint_s" in record]
-    assert len(checkpoints) == 2
-    assert min(checkpoints) >= 0.3
-    recorded = [line["checkpoint_s"] for line in read_metrics(RunDirectory.of(job)) if "checkpoint_s" in line]
-    assert recorded == checkpoints
+        assert line["input_s"] >= 2 * 0.05, "two steps a line"
+        assert line["training_s"] > 0
+    # Told with the line that follows; what is no part of training is not counted in its rate.
+    saved = [line for line in lines if "checkpoint_s" in line]
+    assert [line["position"] for line in saved] == [48]
+    assert saved[0]["checkpoint_s"] >= 0.3
+    assert 16 / saved[0]["images_per_s"] < saved[0]["input_s"] + saved[0]["training_s"] + 0.1
+    assert [record["position"] for record in kept.records if "training_s" in record] == [16, 32, 48, 64]
     assert kept.records[-1].keys() >= {"sample_swd"}
