@@ -29,7 +29,7 @@ DRIVER_LOG, RECORD, STOP = "driver.log", "attempt.json", "stop"
 BEAT_S = 10.0
 SILENCE = timedelta(seconds=90)
 """After so long without a word a driver counts as lost."""
-UPLOAD_S = 10.0
+FIRST_UPLOAD_S, UPLOAD_S = 1.0, 10.0
 KEPT_BYTES = 4 * 2**20
 """Of each file of a log, the end: an object store has no append, so all of it is written each time."""
 
@@ -147,9 +147,10 @@ class LogArchive:
         self._thread.join()
 
     def _follow(self) -> None:
-        is_over = False
+        is_over, wait_s = False, FIRST_UPLOAD_S
         while not is_over:
-            is_over = self._ended.wait(UPLOAD_S)
+            is_over = self._ended.wait(wait_s)
+            wait_s = min(2 * wait_s, UPLOAD_S)  # The first words soon: what is wrong is often said there.
             content = redacted(b"".join(map(_end_of, self._files)).decode(errors="replace"), os.environ).encode()
             if content == self._kept:
                 continue
