@@ -10,6 +10,7 @@ from rich.console import Console
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import load_train_job
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.runs.lease import SUBMISSION
 from vaegen_ray.search.open import is_trial_of_a_search, load_trial
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def train(
     if result is None:
         check_train_job(job)
         # torchrun takes `--local` for an option of its own, so its processes need not be told.
-        on_ray = job.resources.needs_ray and not local and "TORCHELASTIC_RUN_ID" not in os.environ
+        # The driver of a submission sits on the head, which has no GPU and is to train nothing.
+        wants_ray = job.resources.needs_ray or SUBMISSION in os.environ
+        on_ray = wants_ray and not local and "TORCHELASTIC_RUN_ID" not in os.environ
         result = _train_on_ray(job, console) if on_ray else _train_here(job, console)
     if result is not None and os.environ.get("RANK", "0") == "0":
         print_result(job, result, console)
