@@ -24,7 +24,7 @@ import torch
 torch.zeros(1).sum()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**30,) * 2)
-print(json.dumps(run_trial(job, ".", {"number": 0, "settings": {}})))
+print(json.dumps(run_trial(job, ".", None, {"number": 0, "settings": {}})))
 """
 
 
@@ -38,7 +38,7 @@ def test_trial_without_the_memory_says_so_and_is_not_tried_again(dataset: Path, 
 
 def test_trial_whose_dataset_is_gone_fails_with_the_sentence(tmp_path: Path) -> None:
     job = search_job(tmp_path, base_tree(str(tmp_path / "nothing")))
-    report = run_trial(job, str(Path.cwd()), CONFIG)
+    report = run_trial(job, str(Path.cwd()), None, CONFIG)
     assert report[ENDING] == "failed"
     assert str(tmp_path / "nothing") in report[REASON]
 
@@ -47,7 +47,7 @@ def test_bug_is_raised_so_that_tune_tries_again(dataset: Path, tmp_path: Path, m
     monkeypatch.setattr("vaegen_ray.on_ray.trial.run_training", lambda *_, **__: 1 / 0)
     job = search_job(tmp_path, base_tree(str(dataset)))
     with pytest.raises(ZeroDivisionError):
-        run_trial(job, str(Path.cwd()), CONFIG)
+        run_trial(job, str(Path.cwd()), None, CONFIG)
 
 
 def test_trial_is_a_run_in_the_searchs_directory(tmp_path: Path) -> None:

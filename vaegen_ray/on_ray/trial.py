@@ -61,7 +61,7 @@ def job_of_trial(search: SearchJob, config: Mapping[str, Any]) -> TrainJob:
     )
 
 
-def run_trial(search: SearchJob, directory: str, fence: Fence, config: Mapping[str, Any]) -> dict[str, Any]:
+def run_trial(search: SearchJob, directory: str, fence: Fence | None, config: Mapping[str, Any]) -> dict[str, Any]:
     """Train a trial to its end, and return its last report.
 
     What another attempt would meet again is a report of a failure; what it may not, such as a store that does not
@@ -88,7 +88,7 @@ def run_trial(search: SearchJob, directory: str, fence: Fence, config: Mapping[s
     return report_of(result.position, result.scores, ending="complete")
 
 
-def _train(search: SearchJob, job: TrainJob, fence: Fence, config: Mapping[str, Any]) -> RunResult:
+def _train(search: SearchJob, job: TrainJob, fence: Fence | None, config: Mapping[str, Any]) -> RunResult:
     places, run = SearchDirectory.of(search), RunDirectory.of(job)
     copied = config.get("copied")
     if copied is not None:
