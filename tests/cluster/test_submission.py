@@ -170,9 +170,11 @@ def test_stop_saves_leaves_and_is_told_by_ray_and_by_storage(cluster: LocalClust
 
 
 def test_resumed_run_survives_the_head_and_begins_again_on_a_new_one(cluster: LocalCluster, run: RunDirectory) -> None:
-    stopped_at = newest_checkpoint(run)
+    stopped_at, begun = newest_checkpoint(run), len(starts(run))
     following = cluster.vaegen("resume", "elastic", "--storage", STORAGE, "--follow", "--retries", "2")
-    assert wait_for_start(run, 6, num_ranks=2) == stopped_at
+    assert wait_for_start(run, begun + 1, num_ranks=2) == stopped_at
+    # What was printed in the last seconds before a kill is lost.
+    wait_until(lambda: "world_size=2" in driver_log(), "the driver's log is not kept")
     cluster.kill("head")
     reached = max(int(line["position"]) for line in read_metrics(run))
     cluster.down()
@@ -187,7 +189,7 @@ def test_resumed_run_survives_the_head_and_begins_again_on_a_new_one(cluster: Lo
     assert cluster.environment["RAY_ADDRESS"] != address
     output = cluster.done("resume", "elastic", "--storage", STORAGE, "--address", cluster.environment["RAY_ADDRESS"])
     assert "submitted elastic-a3" in output
-    position = wait_for_start(run, 7, num_ranks=2)
+    position = wait_for_start(run, begun + 2, num_ranks=2)
     print(f"a killed head cost {max(reached - position, 0)} images")
     assert reached - position <= 2 * CHECKPOINT_EVERY
     cluster.done("stop", "elastic", "--storage", STORAGE)
