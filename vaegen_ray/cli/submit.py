@@ -56,6 +56,8 @@ def resume(
     insecure: Insecure = False,  # noqa: FBT002
 ) -> None:
     """Submit a run or search again, to go on where it was; its job is the one in its directory."""
+    from vaegen_ray.on_ray.connection import ADDRESS_VARIABLES
+
     root = find_run(name, storage)
     file = next((root / file for file in JOB_FILES if (root / file).exists()), None)
     if file is None:
@@ -64,11 +66,7 @@ def resume(
     # The directory may have been moved since.
     job = job_of({**tree, "storage": root.parent.url}, str(file))
     attempts = read_attempts(root)
-    if (
-        address is None
-        and attempts
-        and not any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"))
-    ):
+    if address is None and attempts and not any(os.environ.get(name) for name in ADDRESS_VARIABLES):
         address = attempts[-1].cluster
     run(job, address, follow=follow, wait=wait, retries=retries, dry_run=False, insecure=insecure)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
 
 from vaegen_ray.compare.directory import CompareDirectory, Outcome, runs_of
 from vaegen_ray.config.compare import CompareJob
@@ -27,13 +26,17 @@ from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_stor
 from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL, stop_on_signal
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.on_ray.trial import TuneSession
-from vaegen_ray.runs.lease import Lease
+from vaegen_ray.runs.lease import Lease, locked
 from vaegen_ray.storage import Location
 from vaegen_ray.training.incidents import CollapsedError
 from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.rate import images_per_second
 from vaegen_ray.training.run import check_inputs, finished_result, run_training
 
+IS_DRIVEN = (
+    "name: {root} is being driven by another process{holder}; watch it with `vaegen watch`, or give this comparison "
+    "another name"
+)
 LOCK_TIMEOUT_S = 5.0
 POLL_S = 1.0
 
@@ -254,21 +257,7 @@ def _is_asked_to_stop(directory: CompareDirectory) -> bool:
 def _sole_driver(directory: CompareDirectory) -> Iterator[None]:
     """Keep a second process from driving the same comparison: by a lock on a local disk, by a lease everywhere."""
     with ExitStack() as stack:
-        if directory.root.is_local:
-            stack.enter_context(_locked(directory))
+        stack.enter_context(locked(directory.root, directory.lock, directory.lease, LOCK_TIMEOUT_S, IS_DRIVEN))
         lease = Lease(directory.lease)
         stack.callback(lease.release)
         yield
-
-
-@contextmanager
-def _locked(directory: CompareDirectory) -> Iterator[None]:
-    directory.root.local_path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(directory.lock.local_path, timeout=LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        raise JobError(
-            f"name: {directory.root} is being driven by another process; watch it with `vaegen watch`, or give this "
-            "comparison another name"
-        ) from error

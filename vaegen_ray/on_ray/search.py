@@ -16,7 +16,6 @@ from functools import partial
 
 import ray
 import ray.tune
-from filelock import FileLock, Timeout
 from ray.tune import PlacementGroupFactory
 
 from vaegen_ray.config.loading import dump_job
@@ -42,7 +41,7 @@ from vaegen_ray.on_ray.study import open_study, reconcile
 from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
-from vaegen_ray.runs.lease import Fence, Lease, holder_of
+from vaegen_ray.runs.lease import Fence, Lease, locked
 from vaegen_ray.search.directory import SearchDirectory, trial_name
 from vaegen_ray.search.forks import Fork, fork_of, num_beginnings
 from vaegen_ray.search.leaderboard import is_over
@@ -53,6 +52,10 @@ from vaegen_ray.storage import Location
 from vaegen_ray.training.lineage import has_checkpoint
 from vaegen_ray.training.run import check_inputs
 
+IS_SEARCHED = (
+    "name: {root} is being searched by another process{holder}; watch it with `vaegen leaderboard --watch`, stop it "
+    "with `vaegen search stop`, or give this search another name"
+)
 LOCK_TIMEOUT_S = 5.0
 TUNE_RECORDS = "tune-"
 """Prefix of the folder of Tune's own files, which goes when the search ends."""
@@ -240,25 +243,10 @@ def concurrent_trials(job: SearchJob, needs: WorkerNeeds) -> int:
 def _sole_writer(directory: SearchDirectory) -> Iterator[Fence]:
     """Keep a second process from driving the same search: by a lock on a local disk, by a lease everywhere."""
     with ExitStack() as stack:
-        if directory.root.is_local:
-            stack.enter_context(_locked(directory))
+        stack.enter_context(locked(directory.root, directory.lock, directory.lease, LOCK_TIMEOUT_S, IS_SEARCHED))
         lease = Lease(directory.lease)
         stack.callback(lease.release)
         yield lease.fence
-
-
-@contextmanager
-def _locked(directory: SearchDirectory) -> Iterator[None]:
-    directory.root.local_path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(directory.lock.local_path, timeout=LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        holder = f" ({who})" if (who := holder_of(directory.lease)) else ""
-        raise JobError(
-            f"name: {directory.root} is being searched by another process{holder}; watch it with `vaegen leaderboard "
-            "--watch`, stop it with `vaegen search stop`, or give this search another name"
-        ) from error
 
 
 @contextmanager

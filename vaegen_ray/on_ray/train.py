@@ -1,4 +1,4 @@
-"""A train job on Ray Train: the same loop in every worker, supervised and restarted by Ray."""
+"""A train job on Ray Train: the same loop in every worker, which our supervisor begins again."""
 
 import json
 import os

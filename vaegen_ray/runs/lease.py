@@ -17,10 +17,14 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from vaegen_ray.errors import JobError, LeaseLostError, StorageError
 from vaegen_ray.storage import Location
@@ -137,18 +141,41 @@ class Lease:
         return json.dumps(record, indent=2).encode()
 
 
+@contextmanager
+def locked(root: Location, lock: Location, lease: Location, timeout_s: float, refusal: str) -> Iterator[None]:
+    """Keep a second process of this machine from writing the local ``root``; nothing for one in an object store.
+
+    The lock goes with its holder, however it dies. ``refusal`` is the message of the JobError where another process has
+    it; its ``{holder}`` becomes that process in brackets, where the ``lease`` tells.
+    """
+    if not root.is_local:
+        yield
+        return
+    root.local_path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock.local_path, timeout=timeout_s):
+            yield
+    except Timeout as error:
+        holder = holder_of(lease)
+        raise JobError(refusal.format(root=root, holder=f" ({holder})" if holder else "")) from error
+
+
 def holder_of(folder: Location) -> str | None:
     """The newest holder in words, where it has not let go and is not known to be dead."""
-    newest = max(_numbers(folder), default=0)
-    record = _record(folder, newest) if newest else None
-    return _described(record) if record is not None and not _has_gone(record) else None
+    record = _living(folder)
+    return None if record is None else _described(record)
 
 
 def newest_holder(folder: Location) -> Holder | None:
     """The process that writes, where it has not let go and is not known to be dead."""
+    record = _living(folder)
+    return None if record is None else _holder(record)
+
+
+def _living(folder: Location) -> dict[str, Any] | None:
     newest = max(_numbers(folder), default=0)
     record = _record(folder, newest) if newest else None
-    return _holder(record) if record is not None and not _has_gone(record) else None
+    return None if record is None or _has_gone(record) else record
 
 
 def _wait_for_silence(folder: Location, number: int) -> None:

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.model import KlAutoencoderModel
@@ -25,7 +24,7 @@ from vaegen_ray.evaluation.latent_statistics import LatentStatistics, latent_sta
 from vaegen_ray.evaluation.scores import Compared, read_record, save_scores
 from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.objectives.perceptual import check_lpips
-from vaegen_ray.runs.lease import Fence, Lease, holder_of
+from vaegen_ray.runs.lease import Fence, Lease, locked
 from vaegen_ray.storage import Location
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Tracker, Trackers
@@ -40,6 +39,9 @@ from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
 from vaegen_ray.training.watchdog import Incident
 
+IS_TRAINED = (
+    "name: {root} is being trained by another process{holder}; wait for it, stop it, or give this job another name"
+)
 LOCK_TIMEOUT_S = 30.0
 """Long enough for a killed worker's successor, which may start before the system has let go of the lock."""
 
@@ -212,8 +214,7 @@ def _sole_writer(run: RunDirectory, session: Session) -> Iterator[Fence]:
     driver's where there is one.
     """
     with ExitStack() as stack:
-        if run.root.is_local:
-            stack.enter_context(_locked(run))
+        stack.enter_context(locked(run.root, run.lock, run.lease, LOCK_TIMEOUT_S, IS_TRAINED))
         fence = session.fence
         if fence is None:
             lease = Lease(run.lease, above=highest_fence(run))
@@ -221,20 +222,6 @@ def _sole_writer(run: RunDirectory, session: Session) -> Iterator[Fence]:
             fence = lease.fence
         fence.check()
         yield fence
-
-
-@contextmanager
-def _locked(run: RunDirectory) -> Iterator[None]:
-    run.root.local_path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(run.lock.local_path, timeout=LOCK_TIMEOUT_S):
-            yield
-    except Timeout as error:
-        holder = f" ({who})" if (who := holder_of(run.lease)) else ""
-        raise JobError(
-            f"name: {run.root} is being trained by another process{holder}; wait for it, stop "
-            "it, or give this job another name"
-        ) from error
 
 
 def _check_ranks(job: TrainJob, session: Session) -> None:
