@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from vaegen_ray.config.compare import CompareJob
-from vaegen_ray.config.job import Resources
+from vaegen_ray.config.job import Resources, TrainJob
 from vaegen_ray.config.loading import AnyJob, load_job
 from vaegen_ray.config.prepare import PrepareJob
+from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import StorageError
 from vaegen_ray.runs.attempts import (
@@ -64,11 +65,18 @@ def main(job_file: str) -> int:
             code = _Child(job, job_file, attempt, log, failure).run()
         found = json.loads(failure.read_text()) if failure.exists() else {}
     message = redacted(found.get("message", ""), os.environ) or ("" if code == 0 else _end_in_words(code))
-    write_attempt(
-        root,
-        replace(attempt, state=_state(code), exit_code=code, error=message, error_kind=found.get("kind", "")),
-    )
+    ended = replace(attempt, state=_state(code), exit_code=code, error=message, error_kind=found.get("kind", ""))
+    try:
+        write_attempt(root, replace(ended, position=_newest_position(job)))
+    except StorageError as error:
+        # The verb has ended as it has; its own code is what the submitter needs.
+        print(f"{error}; cannot record how this attempt ended", flush=True)  # noqa: T201
     return code
+
+
+def _newest_position(job: AnyJob) -> int | None:
+    """Of the checkpoints of a train job; 0 where there is none."""
+    return max(RunDirectory.of(job).checkpoint_positions(), default=0) if isinstance(job, TrainJob) else None
 
 
 class _Child:

@@ -335,10 +335,10 @@ class Retries:
 
 
 def _is_crash_loop(before: Attempt, after: Attempt) -> bool:
-    """Whether workers died twice with no image between: something in the job kills them."""
-    if "WorkersLostError" not in (before.error_kind, after.error_kind) or before.error_kind != after.error_kind:
+    """Whether workers died twice in the same way with no checkpoint between: something in the job kills them."""
+    if before.number >= after.number or not before.error_kind == after.error_kind == "WorkersLostError":
         return False
-    return before.error == after.error and before.number < after.number
+    return (before.error, before.position) == (after.error, after.position)
 
 
 def _newest_attempt(root: Location) -> Attempt | None:

@@ -60,6 +60,8 @@ class Attempt:
     exit_code: int | None = None
     error: str = ""
     error_kind: str = ""
+    position: int | None = None
+    """Of the newest checkpoint when it ended; None for what is not a train job."""
 
     def seen(self, now: datetime) -> Self:
         """The same, with the state LOST where its driver has been silent for too long."""
