@@ -9,7 +9,11 @@ import pytest
 
 from tests.search.samples import search_job
 from vaegen_ray.config.search import SearchJob
+from vaegen_ray.runs.lease import Lease
+from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.leaderboard import hypervolumes, leaderboard
+from vaegen_ray.search.log import TrialLog
+from vaegen_ray.search.open import current_trials
 from vaegen_ray.search.trials import Event, Trials, TrialState, asked, ended, scored, started
 
 
@@ -102,3 +106,17 @@ def test_csv_and_json_tell_of_every_trial(job: SearchJob) -> None:
     content = json.loads(board.to_json({}))
     assert content["front"] == [0]
     assert len(content["trials"]) == 3
+
+
+def test_trial_that_runs_is_interrupted_once_nobody_drives_the_search(job: SearchJob) -> None:
+    directory = SearchDirectory.of(job)
+    lease, log = Lease(directory.lease), TrialLog(directory)
+    for event in (asked(0, {"objective.kl.weight": 0.5}), started(0)):
+        log.record(event)
+    log.flush()
+    assert current_trials(directory)[0].state is TrialState.RUNNING
+    log.close()
+    lease.release()
+    trials = current_trials(directory)
+    assert trials[0].state is TrialState.INTERRUPTED
+    assert (trials.num_counted, trials.num_over) == (1, 0)

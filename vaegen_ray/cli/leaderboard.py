@@ -14,8 +14,7 @@ from rich.text import Text
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError
 from vaegen_ray.search.directory import SearchDirectory
-from vaegen_ray.search.log import read_trials
-from vaegen_ray.search.open import load_search
+from vaegen_ray.search.open import current_trials, load_search
 from vaegen_ray.search.trials import Trials, TrialState
 from vaegen_ray.storage import Location
 
@@ -28,8 +27,8 @@ WIDTH_OF_A_FILE = 200
 """Characters of a line where the output is no terminal."""
 LEAST_WIDTH_OF_A_REASON = 20
 SHOWN_STATES = (
-    TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING, TrialState.STOPPED, TrialState.FAILED,
-    TrialState.INVALID,
+    TrialState.COMPLETE, TrialState.RUNNING, TrialState.INTERRUPTED, TrialState.WAITING, TrialState.STOPPED,
+    TrialState.FAILED, TrialState.INVALID,
 )  # fmt: skip
 
 
@@ -43,7 +42,7 @@ def leaderboard_command(
     if watch + as_csv + as_json > 1:
         raise JobError("vaegen leaderboard: must be given at most one of --watch, --csv, --json")
     directory = SearchDirectory(Location.of(search))
-    job, trials = load_search(directory), read_trials(directory)
+    job, trials = load_search(directory), current_trials(directory)
     from vaegen_ray.search.leaderboard import leaderboard
 
     board = leaderboard(job, trials)
@@ -69,7 +68,7 @@ def _watch(directory: SearchDirectory, job: SearchJob, console: Console) -> None
 
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            trials = read_trials(directory)
+            trials = current_trials(directory)
             board = leaderboard(job, trials)
             live.update(front_table(board, summary(board, trials), console.width), refresh=True)
             time.sleep(WATCH_PERIOD_S)

@@ -85,11 +85,10 @@ def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
 def _search(root: Location, console: Console) -> tuple[RenderableType, bool]:
     from vaegen_ray.search.directory import SearchDirectory
     from vaegen_ray.search.leaderboard import is_over, leaderboard
-    from vaegen_ray.search.log import read_trials
-    from vaegen_ray.search.open import load_search
+    from vaegen_ray.search.open import current_trials, load_search
 
     directory = SearchDirectory(root)
-    job, trials = load_search(directory), read_trials(directory)
+    job, trials = load_search(directory), current_trials(directory)
     board = leaderboard(job, trials)
     return front_table(board, summary(board, trials), console.width), is_over(job, trials)
 

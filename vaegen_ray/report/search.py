@@ -13,8 +13,7 @@ from vaegen_ray.report.blocks import Block, chart, facts, source, table
 from vaegen_ray.report.run import newest_samples
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.leaderboard import Leaderboard, hypervolumes, leaderboard, newest_scores
-from vaegen_ray.search.log import read_trials
-from vaegen_ray.search.open import load_search
+from vaegen_ray.search.open import current_trials, load_search
 from vaegen_ray.search.trials import Trial, TrialState
 
 MOST_PICTURES = 16
@@ -26,7 +25,7 @@ Importances = Mapping[str, Mapping[str, float]]
 
 def search_page(directory: SearchDirectory, importances: Importances) -> dict[str, Any]:
     """All that the directory of a search tells, from storage alone."""
-    job, trials = load_search(directory), read_trials(directory)
+    job, trials = load_search(directory), current_trials(directory)
     board = leaderboard(job, trials)
     blocks = [
         *_front(board),

@@ -100,6 +100,7 @@ def leaderboard(job: SearchJob, trials: Trials) -> Leaderboard:
 _ORDER = (
     TrialState.COMPLETE,
     TrialState.RUNNING,
+    TrialState.INTERRUPTED,
     TrialState.WAITING,
     TrialState.STOPPED,
     TrialState.FAILED,

@@ -9,8 +9,10 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import job_of, with_overrides
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import CheckpointError, JobError
+from vaegen_ray.runs.lease import newest_holder
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import read_trials
+from vaegen_ray.search.trials import Trials
 from vaegen_ray.storage import Location
 
 FOLLOW_FROM_THE_LENGTH = ("report_every_images", "checkpoint_every_images", "keep_checkpoints")
@@ -35,6 +37,14 @@ def load_search(directory: SearchDirectory) -> SearchJob:
         )
     # The job's own `storage` may begin in another working directory, or be where the search was before.
     return job.model_copy(update={"storage": directory.root.parent.url})
+
+
+def current_trials(directory: SearchDirectory) -> Trials:
+    """The trials of the log; what runs there is interrupted, where nobody drives the search."""
+    trials = read_trials(directory)
+    if newest_holder(directory.lease) is None:
+        trials.interrupt()
+    return trials
 
 
 def is_trial_of_a_search(path: str) -> bool:

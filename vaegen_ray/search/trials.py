@@ -16,7 +16,9 @@ class TrialState(enum.Enum):
     WAITING = "waiting"
     """Chosen, and not yet begun."""
     RUNNING = "running"
-    """Begun, and not ended; also after an interruption, until the search goes on."""
+    """Begun, and not ended."""
+    INTERRUPTED = "interrupted"
+    """Begun, and not ended, while nobody drives the search. The log does not say so; see :meth:`Trials.interrupt`."""
     COMPLETE = "complete"
     """Trained to its end."""
     STOPPED = "stopped"
@@ -29,7 +31,7 @@ class TrialState(enum.Enum):
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come of the trial."""
-        return self not in (TrialState.WAITING, TrialState.RUNNING)
+        return self not in (TrialState.WAITING, TrialState.RUNNING, TrialState.INTERRUPTED)
 
 
 @dataclass
@@ -99,7 +101,12 @@ class Trials:
     @property
     def num_over(self) -> int:
         """Of those, how many have ended."""
-        return self.num_counted - len(self.by_state[TrialState.WAITING]) - len(self.by_state[TrialState.RUNNING])
+        return self.num_counted - sum(len(self.by_state[state]) for state in TrialState if not state.is_over)
+
+    def interrupt(self) -> None:
+        """Call what runs interrupted: its driver is gone."""
+        for trial in self.in_state(TrialState.RUNNING):
+            self._move(trial, TrialState.INTERRUPTED)
 
     def apply(self, event: Event) -> None:
         """Take one event of the log into account. Repeated events change nothing."""
