@@ -129,6 +129,10 @@ def test_node_about_to_be_taken_away_costs_no_image(cluster: LocalCluster, run: 
     position = wait_for_start(run, 2, num_ranks=1)
     assert position % CHECKPOINT_EVERY, "began at a checkpoint of the schedule, not at one made for the occasion"
     assert position == last_position_before(run, 2)
+    assert starts(run)[0]["stopped"] == {
+        "position": position,
+        "after": "a preemption: a node was about to be taken away",
+    }
 
 
 def last_position_before(run: RunDirectory, start: int) -> int:
@@ -141,6 +145,7 @@ def test_new_node_is_used_and_costs_no_image(cluster: LocalCluster, run: RunDire
     cluster.up()
     position = wait_for_start(run, 3, num_ranks=2)
     assert position in run.checkpoint_positions()
+    assert starts(run)[1]["stopped"]["after"] == "a pause to go on with more workers"
     assert attempt(run).state is AttemptState.RUNNING
 
 

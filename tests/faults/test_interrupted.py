@@ -13,6 +13,7 @@ import yaml
 from tests.training.jobs import OBJECTIVES, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.report.run import incidents
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +87,7 @@ def test_run_killed_with_sigkill_resumes_to_the_same_bits_and_then_says_it_is_co
     output, _ = second.communicate(timeout=500)
     assert second.returncode == 0, output
     assert (tmp_path / WEIGHTS).read_bytes() == undisturbed
+    assert "after the loss of its processes" in incidents(RunDirectory.of(job), job)["sentences"][0]
     third = vaegen("train", path)
     output, _ = third.communicate(timeout=500)
     assert third.returncode == 0
@@ -108,6 +110,7 @@ def test_run_asked_to_stop_saves_where_it_is_and_resumes_to_the_same_bits(
     output, _ = second.communicate(timeout=500)
     assert second.returncode == 0, output
     assert (tmp_path / WEIGHTS).read_bytes() == undisturbed
+    assert f"after a stop that was asked for ({number.name})" in incidents(RunDirectory.of(job), job)["sentences"][0]
 
 
 def test_two_processes_of_torchrun_train_without_ray(dataset: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import StorageError
 from vaegen_ray.on_ray.preflight import draining_nodes
 from vaegen_ray.runs.lease import Fence
+from vaegen_ray.training.local_session import by_signal
 
 STOP_POLL_S = 1.0
 DRAIN_POLL_S = 1.0
@@ -35,6 +36,7 @@ class RaySession:
         self.stop_signal: int | None = None
         """The signal that the driver was sent."""
         self._run = run
+        self._reason_to_move = ""
         self._moves, self._finished = threading.Event(), threading.Event()
         if self.rank == 0:
             threading.Thread(target=self._watch_for_stop, name="stop-watch", daemon=True).start()
@@ -51,6 +53,11 @@ class RaySession:
         """Whether the driver has asked for it (rank 0 listens for all), or this node is about to be taken away."""
         return self.stop_signal is not None or self._moves.is_set()
 
+    @property
+    def reason_to_stop(self) -> str:
+        """A signal to the driver, a node that goes, or room for more workers."""
+        return by_signal(self.stop_signal) if self.stop_signal is not None else self._reason_to_move
+
     def close(self) -> None:
         """Listen no more."""
         self._finished.set()
@@ -62,6 +69,7 @@ class RaySession:
                     continue
                 request = self._run.stop_request.read_text()
                 if request == MOVE:
+                    self._reason_to_move = self._reason_to_move or "a pause to go on with more workers"
                     self._moves.set()
                 else:
                     self.stop_signal = int(request)
@@ -77,5 +85,6 @@ class RaySession:
         here = ray.get_runtime_context().get_node_id()
         while not self._finished.wait(DRAIN_POLL_S):
             if here in draining_nodes():
+                self._reason_to_move = "a preemption: a node was about to be taken away"
                 self._moves.set()
                 return

@@ -142,6 +142,11 @@ class TuneSession:
         """Whether the search was asked to stop."""
         return self._stop.is_set()
 
+    @property
+    def reason_to_stop(self) -> str:
+        """What was asked to stop is the search, or the comparison."""
+        return "a stop that was asked for" if self.should_stop() else ""
+
     def close(self) -> None:
         """Listen no more."""
         self._finished.set()

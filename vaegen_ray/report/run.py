@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -57,13 +58,16 @@ def newest_samples(run: RunDirectory) -> str | None:
     return picture_uri(run.samples / files[-1]) if files else None
 
 
+LOST = {"after": "the loss of its processes, without a last checkpoint"}
+
+
 def incidents(run: RunDirectory, job: TrainJob) -> Block:
     """Restarts, what the watchdog noticed and did, and damaged images."""
     starts = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
     sentences = [
         f"{start['time']}: started again at {start['position']:,} images, on {start['num_ranks']} worker(s) of "
-        f"{start['device']}, after a stop, a preemption or a lost worker"
-        for start in starts[1:]
+        f"{start['device']}, after {before.get('stopped', LOST)['after']}"
+        for before, start in pairwise(starts)
     ]
     for entry in read_incidents(run):
         did = {"warn": "warned", "stop": "stopped the run"}.get(entry["action"])

@@ -44,10 +44,20 @@ class LocalSession:
         """Whether a signal has come."""
         return self.stop_signal is not None
 
+    @property
+    def reason_to_stop(self) -> str:
+        """The signal."""
+        return "" if self.stop_signal is None else by_signal(self.stop_signal)
+
     def stop(self, signal_number: int, _frame: FrameType | None = None) -> None:
         """Ask the loop to save and leave (a signal handler)."""
         self.stop_signal = signal_number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def by_signal(number: int) -> str:
+    """The reason to stop where a signal asked for it."""
+    return f"a stop that was asked for ({signal.Signals(number).name})"
 
 
 @contextmanager

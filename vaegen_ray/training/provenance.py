@@ -58,6 +58,15 @@ def record_start(
     run.provenance.write_text(json.dumps(starts, indent=2) + "\n")
 
 
+def record_end(run: RunDirectory, position: int, reasons: Sequence[str]) -> None:
+    """Add to the newest start that it ended with a checkpoint, and why. One without that was killed. Rank 0 only."""
+    starts: list[dict[str, Any]] = json.loads(run.provenance.read_text())
+    # A preemption is noticed by one rank, and tells more than a request that came to another meanwhile.
+    reason = min(reasons, key=lambda reason: "preemption" not in reason, default="a pause")
+    starts[-1]["stopped"] = {"position": position, "after": reason}
+    run.provenance.write_text(json.dumps(starts, indent=2) + "\n")
+
+
 def device_name(device: torch.device) -> str:
     """The accelerator's product name, or the processor's architecture."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

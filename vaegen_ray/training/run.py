@@ -33,7 +33,7 @@ from vaegen_ray.training.collectives import gather_objects, is_rank_0, sum_over_
 from vaegen_ray.training.incidents import RollBack, changed_settings, roll_back
 from vaegen_ray.training.loop import Ending, train
 from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
-from vaegen_ray.training.provenance import record_start
+from vaegen_ray.training.provenance import record_end, record_start
 from vaegen_ray.training.recorder import Recorder
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
@@ -152,6 +152,8 @@ def _train_and_evaluate(
     is_over = state.position >= job.training.total_images or recorder.has_converged
     if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)
+        reasons = [reason for reason in gather_objects(session.reason_to_stop) if reason]
+        together(lambda: record_end(recorder.run, state.position, reasons) if is_rank_0() else None)
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
     scores = recorder.evaluate(state)
     statistics = _latent_statistics(job, session, state, images)

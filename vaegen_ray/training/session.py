@@ -52,6 +52,11 @@ class Session(Protocol):
         ...
 
     @property
+    def reason_to_stop(self) -> str:
+        """Why :meth:`should_stop` holds, in words that complete "started again after ..."; empty where it does not."""
+        ...
+
+    @property
     def stop_signal(self) -> int | None:
         """The signal that asked to stop; None where the workers are to go on elsewhere, or as another number."""
         ...
