@@ -41,7 +41,8 @@ def drawn(study: optuna.Study, sampler: optuna.samplers.BaseSampler, job: Search
 @pytest.mark.parametrize(("ended", "running"), [(5, 0), (10, 0), (40, 7), (200, 20)])
 @pytest.mark.parametrize("objectives", [FRONT, ONE], ids=["front", "one"])
 def test_tpe_draws_what_optuna_draws(objectives: Any, ended: int, running: int) -> None:
-    job = search_job("runs", objectives=objectives, sampler={"kind": "tpe", "startup_trials": 1}, seed=3)
+    sampler = {"kind": "tpe", "startup_trials": 1, "random_fraction": 0.0}
+    job = search_job("runs", objectives=objectives, sampler=sampler, seed=3)
     number = ended + running
     ours = drawn(history(job, ended=ended, running=running), make_sampler(job, max_concurrent=8)(number), job)
     study = history(job, ended=ended, running=running)
@@ -81,6 +82,18 @@ def test_tpe_begins_after_the_startup_trials_and_mixes_random_ones_in() -> None:
     kinds = [type(sampler_of(number)) is RandomSampler for number in range(640)]
     assert all(kinds[:40])
     assert 0.2 < sum(kinds[40:]) / 600 < 0.4
+
+
+@pytest.mark.parametrize(
+    ("objectives", "scheduler", "part"), [(ONE, "pareto", 1 / 3), (ONE, "none", 0.0), (FRONT, "pareto", 0.0)]
+)
+def test_a_third_is_drawn_at_random_where_trials_of_one_objective_are_stopped_early(
+    objectives: Any, scheduler: str, part: float
+) -> None:
+    job = search_job("runs", objectives=objectives, scheduler={"kind": scheduler})
+    sampler_of = make_sampler(job, max_concurrent=4)
+    drawn_at_random = sum(type(sampler_of(number)) is RandomSampler for number in range(100, 700)) / 600
+    assert drawn_at_random == pytest.approx(part, abs=0.07)
 
 
 def test_one_fit_serves_many_trials_of_a_large_search_and_one_of_a_small() -> None:

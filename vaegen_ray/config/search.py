@@ -141,8 +141,9 @@ class Sampler(Section):
     """`tpe` counts running trials as bad ones, so that parallel trials differ (constant liar)."""
     startup_trials: Count | None = None
     """Drawn at random before `tpe` or `gp` begins; by default 10, or twice `max_concurrent` where that is more."""
-    random_fraction: ProperFraction = 0.0
-    """Part of the later trials that are drawn at random too, as BOHB does (Falkner et al. 2018)."""
+    random_fraction: ProperFraction | None = None
+    """Part of the later trials that are drawn at random too. By default a third where trials of one objective are
+    stopped early, as in BOHB (Falkner et al. 2018), and none elsewhere."""
 
 
 class NoStopping(Section):
