@@ -1,6 +1,5 @@
 """What all tests share: an S3 server on loopback, a small prepared dataset, and nothing of the user's environment."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,23 +12,6 @@ from moto.server import ThreadedMotoServer
 from tests.faults.proxy import FaultyProxy
 
 BUCKET = "images"
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before torch is imported: two processes of two threads each get in each other's way.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2`, all that shares a Ray cluster stays in one process, and begins first; else a file does."""
-
-    def group(item: pytest.Item) -> str:
-        if "cluster" not in getattr(item, "fixturenames", ()):
-            return item.nodeid.partition("::")[0]
-        return "nodes" if item.nodeid.startswith("tests/cluster") else "ray"
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: {"ray": 0, "nodes": 1}.get(group(item), 2))
 
 
 @pytest.fixture(autouse=True)
