@@ -126,7 +126,10 @@ def _parallel(board: Leaderboard) -> list[Block]:
         known = [value for value in dimension["values"] if value == value]
         dimension["values"] = [value if value == value else min(known, default=0) for value in dimension["values"]]
     trace = {"type": "parcoords", "dimensions": dimensions, "line": line, "labelangle": -12}
-    return [chart("Parallel coordinates", [trace], {}, note="Drag along an axis to keep a range.", height=420)]
+    # The names of the axes stand above them, at an angle, and need room that plotly does not make.
+    margin = {"l": 70, "r": 30, "t": 80, "b": 30}
+    note = "Drag along an axis to keep a range."
+    return [chart("Parallel coordinates", [trace], {"margin": margin}, note=note, height=460)]
 
 
 def _dimension(label: str, axis: Axis, values: list[Any]) -> dict[str, Any]:
@@ -138,11 +141,12 @@ def _dimension(label: str, axis: Axis, values: list[Any]) -> dict[str, Any]:
     numbers = [float(value) if value is not None else math.nan for value in values]
     if axis.kind == "log_uniform" or (axis.kind == "integer" and axis.log):
         logs = [math.log10(number) if number > 0 else math.nan for number in numbers]
-        low, high = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
-        ticks = list(range(low, high + 1))
+        low, high = math.log10(axis.low), math.log10(axis.high)
+        # A tick beyond the bounds would draw the axis out of the chart.
+        ticks = [low, *(tick for tick in range(math.ceil(low), math.floor(high) + 1) if low < tick < high), high]
         return {
-            "label": label, "values": logs, "tickvals": ticks, "ticktext": [f"{10.0**tick:g}" for tick in ticks],
-            "range": [math.log10(axis.low), math.log10(axis.high)],
+            "label": label, "values": logs, "tickvals": ticks, "ticktext": [f"{10.0**tick:.3g}" for tick in ticks],
+            "range": [low, high],
         }  # fmt: skip
     return {"label": label, "values": numbers, "range": [axis.low, axis.high]}
 

@@ -97,7 +97,7 @@ const draw = {
       body.replaceChildren(...order.map((index) => {
         const cells = block.rows[index].map((value, column) => element("td", {
           textContent: value === null ? "" : value,
-          className: (typeof value === "number" ? "number " : "") +
+          className: (typeof value === "number" ? "number " : String(value).length > 40 ? "long " : "") +
             (block.best.some(([r, c]) => r === index && c === column) ? "best" : ""),
         }));
         const row = element("tr", {}, ...cells);
