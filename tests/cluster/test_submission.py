@@ -103,6 +103,7 @@ def attempt(run: RunDirectory) -> Any:
 def test_job_is_submitted_once_however_often_it_is_given(
     cluster: LocalCluster, job_file: str, run: RunDirectory
 ) -> None:
+    cluster.up()  # Another file of tests may have left less.
     output = cluster.done("submit", job_file)
     assert "3 nodes with 2 CPU and 0 GPU in all" in output
     assert "submitted elastic-a1, which writes to s3://cluster/runs/elastic" in output
