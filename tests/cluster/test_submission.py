@@ -112,7 +112,7 @@ def test_job_is_submitted_once_however_often_it_is_given(
     assert "is being written by elastic-a1, which is another job" in other
     assert wait_for_start(run, 1, num_ranks=2) == 0
     listed = cluster.done("list", STORAGE, "--address", cluster.environment["RAY_ADDRESS"])
-    assert re.search(r"elastic\s*│ train │ running", listed)
+    assert re.search(r"elastic\s*│ train\s*│ running", listed)
     assert "elastic-a1" in listed
 
 
