@@ -12,6 +12,7 @@ import pytest
 import s3fs
 
 from tests.faults.proxy import FaultyProxy
+from vaegen_ray.storage import Location
 
 ROOT = Path(__file__).parents[2]
 SECRET = "planted-secret-4711"
@@ -71,6 +72,14 @@ class LocalCluster:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+
+def put(folder: Path, url: str) -> str:
+    """Copy what is in ``folder`` to ``url``, which is returned."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            (Location.of(url) / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+    return url
 
 
 @pytest.fixture(scope="package")

@@ -5,20 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from tests.cluster.conftest import LocalCluster
+from tests.cluster.conftest import LocalCluster, put
 from tests.search.samples import base_tree, search_job
-from vaegen_ray.config.run_directory import RunDirectory
+from tests.training.jobs import run_alone
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.trials import TrialState
-from vaegen_ray.storage import Location
 from vaegen_ray.training.lineage import newest_checkpoint
-from vaegen_ray.training.local_session import LocalSession
-from vaegen_ray.training.run import run_training
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
@@ -28,27 +24,12 @@ CHECKPOINT_EVERY = 1_000
 @pytest.fixture(scope="module")
 def job(store: dict[str, str], dataset: Path) -> SearchJob:  # noqa: ARG001
     """Two trials, one on each node, which train for a while."""
-    source = Location.of("s3://cluster/squares_of_trials")
-    for path in sorted(dataset.rglob("*")):
-        if path.is_file():
-            (source / path.relative_to(dataset).as_posix()).write_bytes(path.read_bytes())
     base = base_tree(
-        source.url,
+        put(dataset, "s3://cluster/squares_of_trials"),
         training={"total_images": 12_000, "checkpoint_every_images": CHECKPOINT_EVERY},
         evaluation={"every_images": 6_000},
     )
     return search_job("s3://cluster/runs", base, name="on_nodes", trials=2, scheduler={"kind": "none"})
-
-
-def alone(run: RunDirectory, storage: Path) -> RunDirectory:
-    """The trial's job, run by itself in this process, with as many threads as a trial."""
-    job = run.load_job()
-    again = job.model_validate({**job.model_dump(), "storage": str(storage)})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    run_training(again, LocalSession(0, 1, torch.device("cpu")))
-    torch.set_num_threads(threads)
-    return RunDirectory.of(again)
 
 
 def test_trials_of_a_lost_node_go_on_from_their_checkpoints(
@@ -75,5 +56,7 @@ def test_trials_of_a_lost_node_go_on_from_their_checkpoints(
     assert first["position"] == 0
     assert second["position"] >= CHECKPOINT_EVERY
     assert second["position"] % CHECKPOINT_EVERY == 0
-    told = directory.run(lost.number).final / "generator.safetensors"
-    assert told.read_bytes() == (alone(directory.run(lost.number), tmp_path).final / told.name).read_bytes()
+    run = directory.run(lost.number)
+    weights = run.final / "generator.safetensors"
+    undisturbed = run_alone(run.load_job(), tmp_path).final / weights.name
+    assert weights.read_bytes() == undisturbed.read_bytes()

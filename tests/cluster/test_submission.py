@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.cluster.conftest import SECRET, LocalCluster
+from tests.cluster.conftest import SECRET, LocalCluster, put
 from tests.training.jobs import OBJECTIVES, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
@@ -35,16 +35,12 @@ CHECKPOINT_EVERY = 400
 @pytest.fixture(scope="module")
 def job(store: dict[str, str], dataset: Path) -> TrainJob:  # noqa: ARG001
     """Longer than the tests; with a rate at which rounding does not grow, so that numbers can be compared."""
-    source = Location.of("s3://cluster/squares")
-    for path in sorted(dataset.rglob("*")):
-        if path.is_file():
-            (source / path.relative_to(dataset).as_posix()).write_bytes(path.read_bytes())
     return run_job(
         Path("unused"),
         STORAGE,
         OBJECTIVES["vae"],
         name="elastic",
-        data={"source": source.url, "horizontal_flip": True},
+        data={"source": put(dataset, "s3://cluster/squares"), "horizontal_flip": True},
         optimizer={"generator": {"learning_rate": 1e-6}},
         training={
             "total_images": 10**6,

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from tests.search.samples import BALANCE, SPACE, base_tree, search_job, search_tree
+from tests.training.jobs import run_alone
 from vaegen_ray.cli.main import app
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob
@@ -32,8 +32,6 @@ from vaegen_ray.search.open import load_trial
 from vaegen_ray.search.trials import TrialState
 from vaegen_ray.training.checkpoint import read_checkpoint
 from vaegen_ray.training.lineage import newest_checkpoint
-from vaegen_ray.training.local_session import LocalSession
-from vaegen_ray.training.run import run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -46,16 +44,6 @@ def base(dataset: Path, **sections: Any) -> dict[str, Any]:
 
 def weights_of(run: RunDirectory) -> bytes:
     return (run.final / "generator.safetensors").read_bytes()
-
-
-def alone(job: Any, storage: Path) -> RunDirectory:
-    """The same train job, run by itself in this process, with as many threads as a trial."""
-    again = job.model_validate({**job.model_dump(), "storage": str(storage)})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    run_training(again, LocalSession(0, 1, torch.device("cpu")))
-    torch.set_num_threads(threads)
-    return RunDirectory.of(again)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +85,7 @@ def test_every_drawn_value_is_the_one_that_trained(searched: SearchJob, tmp_path
                 section = section[key]
             assert section == value
     first = directory.run(1)
-    assert weights_of(alone(first.load_job(), tmp_path)) == weights_of(first)
+    assert weights_of(run_alone(first.load_job(), tmp_path)) == weights_of(first)
 
 
 def test_study_tells_what_the_log_tells(searched: SearchJob) -> None:
@@ -156,7 +144,7 @@ def test_forked_trials_share_the_beginning_and_end_like_alone(dataset: Path, tmp
     assert sorted(starts) == [0, 48, 48]
     for number in range(3):
         run = directory.run(number)
-        assert weights_of(alone(run.load_job(), tmp_path / "alone")) == weights_of(run)
+        assert weights_of(run_alone(run.load_job(), tmp_path / "alone")) == weights_of(run)
 
 
 def test_population_copies_states_and_its_schedule_trains_to_the_same_bits(dataset: Path, tmp_path: Path) -> None:
@@ -177,7 +165,7 @@ def test_population_copies_states_and_its_schedule_trains_to_the_same_bits(datas
     assert copies
     run = SearchDirectory.of(job).run(copies[0].number)
     assert run.load_job().changes
-    assert weights_of(alone(run.load_job(), tmp_path / "alone")) == weights_of(run)
+    assert weights_of(run_alone(run.load_job(), tmp_path / "alone")) == weights_of(run)
 
 
 def test_trial_of_two_workers_runs_on_ray_train_and_reports_its_rungs(dataset: Path, tmp_path: Path) -> None:

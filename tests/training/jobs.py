@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from vaegen_ray.config.completion import merged
 from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.batches import ImageBatches
 from vaegen_ray.training.guard import FiniteGuard
+from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import make_batch
+from vaegen_ray.training.run import run_training
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
 
@@ -144,3 +147,13 @@ def same_bits(one: TrainState, other: TrainState) -> bool:
         for key in ("step", "exp_avg", "exp_avg_sq")
         if p in a.optimizer.state or q in b.optimizer.state
     )
+
+
+def run_alone(job: TrainJob, storage: Path) -> RunDirectory:
+    """The same train job, run by itself in this process, with as many threads as a trial of a search."""
+    again = job.model_validate({**job.model_dump(), "storage": str(storage)})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_training(again, LocalSession(0, 1, torch.device("cpu")))
+    torch.set_num_threads(threads)
+    return RunDirectory.of(again)

@@ -15,7 +15,7 @@ from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.open import current_trials, load_search
-from vaegen_ray.search.trials import Trials, TrialState
+from vaegen_ray.search.trials import BY_MERIT, Trials, TrialState
 from vaegen_ray.storage import Location
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ ROWS_WHILE_SEARCHING = 12
 WIDTH_OF_A_FILE = 200
 """Characters of a line where the output is no terminal."""
 LEAST_WIDTH_OF_A_REASON = 20
-SHOWN_STATES = (
-    TrialState.COMPLETE, TrialState.RUNNING, TrialState.INTERRUPTED, TrialState.WAITING, TrialState.STOPPED,
-    TrialState.FAILED, TrialState.INVALID,
-)  # fmt: skip
 
 
 def leaderboard_command(
@@ -148,7 +144,7 @@ def summary(
 ) -> str:
     """One line: how many trials are where, the best so far, the front, the time left."""
     job = board.job
-    counts = [f"{len(trials.by_state[state])} {state.value}" for state in SHOWN_STATES if trials.by_state[state]]
+    counts = [f"{len(trials.by_state[state])} {state.value}" for state in BY_MERIT if trials.by_state[state]]
     parts = [f"{trials.num_over} of {job.trials} trials over" + (f": {', '.join(counts)}" if counts else "")]
     if board.best is not None:
         best = trials[board.best].scores

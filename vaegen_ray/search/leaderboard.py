@@ -11,7 +11,7 @@ import numpy as np
 
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.search.pareto import Costs, front, hypervolume, knee
-from vaegen_ray.search.trials import Trial, Trials, TrialState
+from vaegen_ray.search.trials import BY_MERIT, Trial, Trials, TrialState
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def leaderboard(job: SearchJob, trials: Trials) -> Leaderboard:
     on_front = tuple(judged[index].number for index in front(costs))
     places = {number: place for place, number in enumerate(on_front)}
     middle = knee(costs)
-    order = {state: place for place, state in enumerate(_ORDER)}
+    order = {state: place for place, state in enumerate(BY_MERIT)}
 
     def merit(trial: Trial) -> tuple[Any, ...]:
         place = places.get(trial.number, len(places))
@@ -95,17 +95,6 @@ def leaderboard(job: SearchJob, trials: Trials) -> Leaderboard:
 
     best = judged[middle].number if middle is not None else None
     return Leaderboard(job, tuple(sorted(everyone, key=merit)), on_front, best)
-
-
-_ORDER = (
-    TrialState.COMPLETE,
-    TrialState.RUNNING,
-    TrialState.INTERRUPTED,
-    TrialState.WAITING,
-    TrialState.STOPPED,
-    TrialState.FAILED,
-    TrialState.INVALID,
-)
 
 
 def is_over(job: SearchJob, trials: Trials) -> bool:

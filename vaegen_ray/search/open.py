@@ -12,7 +12,7 @@ from vaegen_ray.errors import CheckpointError, JobError
 from vaegen_ray.runs.lease import newest_holder
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import read_trials
-from vaegen_ray.search.trials import Trials
+from vaegen_ray.search.trials import Trials, TrialState
 from vaegen_ray.storage import Location
 
 FOLLOW_FROM_THE_LENGTH = ("report_every_images", "checkpoint_every_images", "keep_checkpoints")
@@ -42,7 +42,7 @@ def load_search(directory: SearchDirectory) -> SearchJob:
 def current_trials(directory: SearchDirectory) -> Trials:
     """The trials of the log; what runs there is interrupted, where nobody drives the search."""
     trials = read_trials(directory)
-    if newest_holder(directory.lease) is None:
+    if trials.by_state[TrialState.RUNNING] and newest_holder(directory.lease) is None:
         trials.interrupt()
     return trials
 

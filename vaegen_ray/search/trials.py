@@ -34,6 +34,18 @@ class TrialState(enum.Enum):
         return self not in (TrialState.WAITING, TrialState.RUNNING, TrialState.INTERRUPTED)
 
 
+BY_MERIT = (
+    TrialState.COMPLETE,
+    TrialState.RUNNING,
+    TrialState.INTERRUPTED,
+    TrialState.WAITING,
+    TrialState.STOPPED,
+    TrialState.FAILED,
+    TrialState.INVALID,
+)
+"""The order in which trials are shown."""
+
+
 @dataclass
 class Trial:
     """One run of a search."""
