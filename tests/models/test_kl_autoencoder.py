@@ -1,6 +1,7 @@
 """The KL autoencoder against the real `AutoencoderKL` of diffusers, both ways."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "without_attention": {**TINY, "mid_attention": False},
     "without_latent_convolutions": {**TINY, "latent_convolutions": False, "latent_channels": 16},
     "kl_f8": {"image_size": 16},
+    "kl_f8_64": {"image_size": 64},
 }
 """`kl_f8` has all the widths of Stable Diffusion's."""
 
@@ -59,17 +61,19 @@ def published(model: KlAutoencoderModel, folder: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def assert_same_outputs(ours: Generator, theirs: AutoencoderKL, model: KlAutoencoderModel) -> None:
-    """Assert that both encode and decode alike; in float64, where no order of sums matters."""
+    """Assert that both encode and decode alike, in float32 and in float64, where no order of sums matters."""
     torch.manual_seed(2)
-    ours, theirs = ours.double().eval(), theirs.double().eval()
     images = torch.rand(2, model.channels, model.image_size, model.image_size, dtype=torch.float64) * 2 - 1
-    mean, log_variance = ours.posterior(images)
-    posterior = theirs.encode(images).latent_dist
-    torch.testing.assert_close(mean, posterior.mean, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(log_variance, posterior.logvar, rtol=1e-9, atol=1e-9)
-    assert tuple(mean.shape[1:]) == model.latent_shape
     latents = torch.randn(2, *model.latent_shape, dtype=torch.float64)
-    torch.testing.assert_close(ours.decoder(latents), theirs.decode(latents).sample, rtol=1e-9, atol=1e-9)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
+        close = partial(torch.testing.assert_close, rtol=0, atol=tolerance)
+        ours, theirs = ours.to(dtype).eval(), theirs.to(dtype).eval()
+        mean, log_variance = ours.posterior(images.to(dtype))
+        posterior = theirs.encode(images.to(dtype)).latent_dist
+        close(mean, posterior.mean)
+        close(log_variance, posterior.logvar)
+        assert tuple(mean.shape[1:]) == model.latent_shape
+        close(ours.decoder(latents.to(dtype)), theirs.decode(latents.to(dtype)).sample)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
