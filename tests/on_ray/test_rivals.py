@@ -7,7 +7,7 @@ import pytest
 
 from tests.on_ray.searches import EVERY, FRONT, ONE, TOTAL, evaluate, search_job
 from vaegen_ray.config.search import NoStopping, Sampler, Settings
-from vaegen_ray.on_ray.rivals import Rival, ours, rays, run, syne_tunes
+from vaegen_ray.on_ray.rivals import Rival, optunas_tpe, ours, rays, run, syne_tunes
 from vaegen_ray.on_ray.simulation import STARTING_S, World
 from vaegen_ray.search.quality import History
 
@@ -58,6 +58,15 @@ def test_seconds_are_counted_by_the_clock_of_the_event_loop(tmp_path: Path) -> N
     history = run(rival, search_job(tmp_path, objectives=ONE), world, max_concurrent=2, budget=66.0, in_images=False)
     spent = [rung.spent for rung in history.rungs if rung.spent <= history.budget]
     assert spent == [STARTING_S + 10.0 * count for count in range(1, 7) for _ in "ab"]
+
+
+def test_optunas_tpe_trains_everything_to_the_end_and_reports_feasible_trials(tmp_path: Path) -> None:
+    history = search(optunas_tpe(), tmp_path, constraints=["reconstruction_psnr >= 0"])
+    check(history)
+    ends = {rung.trial: rung.scores["reconstruction_psnr"] for rung in history.fully_trained}
+    assert len(history.fully_trained) > FULL_TRAININGS - AT_ONCE
+    assert history.answer
+    assert all(ends[number] >= 0 for number in history.answer)
 
 
 def test_syne_tunes_search_runs_on_the_same_loop(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState as StudyState
 
 from tests.on_ray.searches import BATCH, FRONT, KL, ONE, SHARE, TOTAL, evaluate, run, search_job
 from vaegen_ray.config.search import SearchJob, Settings
-from vaegen_ray.on_ray.samplers import distributions, make_sampler, seed_of
+from vaegen_ray.on_ray.samplers import distributions, make_sampler, num_good_of_a_front, seed_of
 from vaegen_ray.search.pareto import hypervolume
 from vaegen_ray.search.trials import TrialState
 
@@ -38,6 +38,7 @@ def drawn(study: optuna.Study, sampler: optuna.samplers.BaseSampler, job: Search
     return {n: together[n] if n in together else sampler.sample_independent(study, trial, n, space[n]) for n in space}
 
 
+@pytest.mark.filterwarnings("ignore:.*gamma.*deprecated:FutureWarning")
 @pytest.mark.parametrize(("ended", "running"), [(5, 0), (10, 0), (40, 7), (200, 20)])
 @pytest.mark.parametrize("objectives", [FRONT, ONE], ids=["front", "one"])
 def test_tpe_draws_what_optuna_draws(objectives: Any, ended: int, running: int) -> None:
@@ -46,7 +47,8 @@ def test_tpe_draws_what_optuna_draws(objectives: Any, ended: int, running: int) 
     number = ended + running
     ours = drawn(history(job, ended=ended, running=running), make_sampler(job, max_concurrent=8)(number), job)
     study = history(job, ended=ended, running=running)
-    study.sampler = TPESampler(seed=seed_of(3, number), constant_liar=True, n_startup_trials=10)
+    gamma = {"gamma": num_good_of_a_front} if objectives is FRONT else {}
+    study.sampler = TPESampler(seed=seed_of(3, number), constant_liar=True, n_startup_trials=10, **gamma)
     asked = study.ask()
     theirs = {
         KL: asked.suggest_float(KL, 0.05, 10.0, log=True),
@@ -54,6 +56,10 @@ def test_tpe_draws_what_optuna_draws(objectives: Any, ended: int, running: int) 
         BATCH: asked.suggest_int(BATCH, 8, 64, log=True),
     }
     assert ours == pytest.approx(theirs)
+
+
+def test_front_of_a_short_search_is_learnt_from_four_trials_at_least() -> None:
+    assert [num_good_of_a_front(count) for count in (10, 30, 31, 41, 200)] == [4, 4, 4, 5, 20]
 
 
 def test_stopped_trials_are_compared_with_the_first_ones_where_both_were() -> None:

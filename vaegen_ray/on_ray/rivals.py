@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.samplers import TPESampler
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -117,6 +118,48 @@ def ours(scheduler: Scheduler | None = None, sampler: Sampler | None = None) -> 
         )
 
     return assemble
+
+
+# ---------------------------------------------------------------------------- Optuna's
+
+
+def optunas_tpe() -> Rival:
+    """Optuna's TPE with constant liar as it is, told of constraints; no trial is stopped."""
+
+    def assemble(job: SearchJob, max_concurrent: int) -> Assembled:  # noqa: ARG001
+        searcher = _Asked(job)
+        return Assembled(searcher, FIFOScheduler(), answer=searcher.best_trials)
+
+    return assemble
+
+
+class _Asked(Searcher):
+    """What Tune asks, asked of an Optuna study in memory."""
+
+    def __init__(self, job: SearchJob) -> None:
+        super().__init__()
+        self._job, self._drawn = job, dict[str, optuna.Trial]()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(
+            directions=[goal.goal for goal in job.objectives], sampler=TPESampler(seed=job.seed, constant_liar=True)
+        )
+
+    def suggest(self, trial_id: str) -> Any:
+        drawn = self._drawn[trial_id] = self._study.ask(distributions(self._job))
+        return {"number": drawn.number, "settings": dict(drawn.params)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+        scores, drawn = scores_of(result or {}), self._drawn.pop(trial_id)
+        for bound in self._job.constraints:
+            drawn.set_constraint(str(bound), bound.excess(scores))
+        self._study.tell(drawn, [scores[goal.metric] for goal in self._job.objectives])
+
+    def best_trials(self) -> tuple[int, ...]:
+        """Numbers of the trials on its front."""
+        return tuple(best.number for best in self._study.best_trials)
+
+    def save(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None: ...
 
 
 # ---------------------------------------------------------------------------- Ray's
