@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.search.samples import BALANCE, SPACE, base_tree, search_job, search_tree
@@ -23,7 +24,7 @@ from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import ClusterError, JobError
 from vaegen_ray.on_ray.search import Progress, run_search
 from vaegen_ray.on_ray.sole_search import sole_search_of_the_cluster
-from vaegen_ray.on_ray.study import open_study
+from vaegen_ray.on_ray.study import WARM_START, open_study
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.forks import fork_of
 from vaegen_ray.search.leaderboard import leaderboard
@@ -277,6 +278,23 @@ def test_search_asked_to_stop_saves_its_trials_and_goes_on(dataset: Path, tmp_pa
     assert trials[0].state is TrialState.COMPLETE
     starts = json.loads(directory.run(0).provenance.read_text())
     assert [start["position"] for start in starts] == [0, stopped_at]
+
+
+def test_search_learns_from_an_earlier_one_and_leaves_when_its_time_is_used_up(
+    searched: SearchJob, tmp_path: Path
+) -> None:
+    earlier = SearchDirectory.of(searched).root.url
+    changes = {"name": "later", "storage": str(tmp_path), "warm_start": [earlier], "time_budget_s": 0.5}
+    file = tmp_path / "later.yaml"
+    file.write_text(yaml.safe_dump(searched.model_dump(mode="json") | changes))
+    told = CliRunner().invoke(app, ["search", str(file)])
+    assert told.exit_code == 0, told.output
+    assert "not finished, time_budget_s: 0.5 is used up; go on with: vaegen search resume" in told.output
+    later = searched.model_copy(update=changes)
+    study = open_study(later, SearchDirectory.of(later))
+    assert [trial.user_attrs[WARM_START] for trial in study.optuna.trials[:4]] == [f"{earlier}#{n}" for n in range(4)]
+    assert len(study.trials()) == len(read_trials(SearchDirectory.of(later))) > 0
+    study.close()
 
 
 def test_population_asked_to_stop_leaves_although_members_wait_for_each_other(dataset: Path, tmp_path: Path) -> None:

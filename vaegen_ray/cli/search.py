@@ -13,7 +13,7 @@ from vaegen_ray.cli.train import Overrides
 from vaegen_ray.config.loading import job_of, load_search_job
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError, TrainingError
-from vaegen_ray.search.directory import SearchDirectory
+from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory
 from vaegen_ray.search.open import load_search
 from vaegen_ray.storage import Location
 
@@ -106,13 +106,14 @@ def _run(job: SearchJob) -> None:
         trials = run_search(job, show)
     board = leaderboard(job, trials)
     console.print(front_table(board, summary(board, trials), console.width))
+    asked = directory.stop_request.read_text() if directory.stop_request.exists() else ""
     if not is_over(job, trials):
-        say(f"not finished; go on with: vaegen search resume {directory.root}")
+        why = f", time_budget_s: {job.time_budget_s:g} is used up" if asked == TIME_BUDGET else ""
+        say(f"not finished{why}; go on with: vaegen search resume {directory.root}")
     if board.best is not None:
         say(f"the best trial's run: {directory.run(board.best).root}")
         say(f"train it longer: vaegen train '{directory.root}#best' --set training.total_images=50e6")
     sys.stdout.flush()
-    asked = directory.stop_request.read_text() if directory.stop_request.exists() else ""
     if asked.isdigit() and not is_over(job, trials):
         raise typer.Exit(128 + int(asked))
     if is_over(job, trials) and board.best is None:

@@ -42,7 +42,7 @@ from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
 from vaegen_ray.runs.lease import Fence, Lease, locked
-from vaegen_ray.search.directory import SearchDirectory, trial_name
+from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory, trial_name
 from vaegen_ray.search.forks import Fork, fork_of, num_beginnings
 from vaegen_ray.search.leaderboard import is_over
 from vaegen_ray.search.log import TrialLog, read_trials
@@ -132,7 +132,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
             elapsed_s = time.monotonic() - begun_s
             is_stopping = _is_asked_to_stop(directory)
             if job.time_budget_s is not None and elapsed_s > job.time_budget_s and not is_stopping:
-                directory.stop_request.write_text("time budget")
+                directory.stop_request.write_text(TIME_BUDGET)
             if is_stopping:
                 searcher.finish()
             on_progress(Progress(job, log.trials, max_concurrent, elapsed_s, is_stopping))

@@ -6,6 +6,9 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.storage import Location
 
+TIME_BUDGET = "time budget"
+"""What the request to stop says where it comes from the search's own time budget."""
+
 
 @dataclass(frozen=True)
 class SearchDirectory:
