@@ -4,8 +4,10 @@ Not here: resume that rounds to the start of an epoch (LlamaGen; `tests/training
 ``except RuntimeError`` (latent diffusion; there is nothing that swallows).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +150,36 @@ def test_accumulation_divides_what_passes_the_networks_at_once(num_portions: int
     gradients(objective, "discriminator", batch)
     length = 8 // num_portions
     assert lengths == {"encoder": {length}, "discriminator": {2 * length, 3 * length}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({"balance": {"kind": "fixed", "weight": 0.1}}, 1),
+        ({"balance": {"kind": "gradient_share", "share": 0.4}}, 2),
+        ({"balance": {"kind": "gradient_share", "share": 0.4}, "start_images": 100}, 1),
+    ],
+    ids=["fixed", "by_all_images", "before_the_start"],
+)
+def test_accumulation_passes_images_twice_only_where_all_decide_and_judges_them_once(
+    settings: Tree, passes: int
+) -> None:
+    """A first pass for every step doubled the cost of the generator's phase, LPIPS and discriminator included."""
+    objective = build_objective(train_job(vae_gan({"shows": "reconstructions", **settings})))
+    seen = {"encoder": 0, "body": 0, "discriminator": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(_: Any, inputs: tuple[Tensor, ...], __: Any) -> None:
+            seen[name] += len(inputs[0])
+
+        return hook
+
+    objective.generator.encoder.register_forward_hook(count("encoder"))
+    objective.generator.decoder.body.register_forward_hook(count("body"))
+    objective.discriminator.register_forward_hook(count("discriminator"))
+    gradients(objective, "generator", make_batch(noise_images(), num_portions=4))
+    judged = 0 if "start_images" in settings else 8
+    assert seen == {"encoder": 8 * passes, "body": 8 * passes, "discriminator": judged}
 
 
 @BOTH_KINDS

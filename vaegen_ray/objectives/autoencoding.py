@@ -5,7 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vaegen_ray.config.objective import FixedScale, GaussianReconstruction, Kl, LaplaceReconstruction, LearnedScale
+from vaegen_ray.config.objective import (
+    BatchOptimalScale,
+    FixedScale,
+    GaussianReconstruction,
+    Kl,
+    LaplaceReconstruction,
+    LearnedScale,
+    PlainPenalty,
+)
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.objectives.kl import kl_to_standard_normal, penalty_slope, penalty_value, sample_posterior
 from vaegen_ray.objectives.objective import Batch, Portion
@@ -29,6 +37,11 @@ class KlTerm:
     def beta(self, position: int) -> float:
         """The KL weight in force."""
         return self.settings.weight * kl_factor(self.settings.schedule, position)
+
+    @property
+    def is_decided_by_all(self) -> bool:
+        """Whether the penalty has a floor or a capacity, which the KL of the global batch reaches or not."""
+        return not isinstance(self.settings.penalty, PlainPenalty)
 
     def loss(self, kl_BZ: Tensor, global_kl_Z: Tensor, position: int) -> Tensor:
         """A scalar whose gradient is that of the penalty of the global batch."""
@@ -56,6 +69,11 @@ class Likelihood(nn.Module):
         initial = self.scale.initial if isinstance(self.scale, LearnedScale) else 1.0
         learned = isinstance(self.scale, LearnedScale)
         self.learned_log_scale = nn.Parameter(torch.tensor(math.log(initial))) if learned else None
+
+    @property
+    def is_decided_by_all(self) -> bool:
+        """Whether the scale is that of the global batch."""
+        return isinstance(self.scale, BatchOptimalScale)
 
     def error_B(self, reconstructions_BCHW: Tensor, images_BCHW: Tensor) -> Tensor:
         """The scale-free error, summed over an image; shape B."""

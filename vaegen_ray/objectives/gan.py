@@ -48,6 +48,7 @@ class Gan(nn.Module):
             forward=lambda portion: self._forward(portion, batch),
             statistics=lambda forward: {"loss": forward.loss, **forward.costs},
             backward=lambda forward, _: self._backward(forward, batch),
+            is_decided_by_all=False,
         )
         self.adversary.decide_who_waits(batch, means)
         batch.record("adversarial_loss", means["loss"])

@@ -90,14 +90,16 @@ def backward_in_portions(
     statistics: Callable[[Forward], dict[str, Tensor]],
     backward: Callable[[Forward, dict[str, Tensor]], None],
     decide: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda means: means,
+    *,
+    is_decided_by_all: bool,
 ) -> dict[str, Tensor]:
     """Run ``backward`` on every portion, with what ``decide`` makes of the ``statistics`` of the global batch.
 
     Returns that, too.
 
-    Balances, floors and optimal scales are decided by all images together. With one portion that costs
-    nothing; with several, a first pass without a graph gathers the statistics, so that accumulation gives the
-    numbers of the undivided batch.
+    Balances, floors and optimal scales are decided by all images together (``is_decided_by_all``). With one portion
+    that costs nothing; with several, a first pass without a graph gathers the statistics, so that accumulation gives
+    the numbers of the undivided batch. What is the same for any images needs no first pass.
     """
     if batch.num_portions == 1:
         (portion,) = batch.portions()
@@ -105,12 +107,19 @@ def backward_in_portions(
         means = decide(batch.global_means(statistics(passed)))
         backward(passed, means)
         return means
-    with torch.no_grad():
-        parts = [statistics(forward(portion)) for portion in batch.portions()]
+    parts = []
+    for portion in batch.portions():
+        with torch.set_grad_enabled(not is_decided_by_all):
+            passed = forward(portion)
+        parts.append({name: value.detach() for name, value in statistics(passed).items()})
+        if not is_decided_by_all:
+            backward(passed, decide(parts[-1]))
+        del passed
     local = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
     means = decide(batch.global_means(local))
-    for portion in batch.portions():
-        backward(forward(portion), means)
+    if is_decided_by_all:
+        for portion in batch.portions():
+            backward(forward(portion), means)
     return means
 
 

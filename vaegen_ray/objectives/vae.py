@@ -45,6 +45,7 @@ class Vae(nn.Module):
             forward=lambda portion: self._forward(portion, batch),
             statistics=_statistics,
             backward=lambda forward, means: self._backward(forward, means, batch),
+            is_decided_by_all=self.kl.is_decided_by_all or self.likelihood.is_decided_by_all,
         )
         self.kl.record(batch, means["kl_Z"])
         self.likelihood.record(batch, means["error"], means["kl_Z"])

@@ -14,6 +14,8 @@ from vaegen_ray.config.model import Model
 from vaegen_ray.config.objective import (
     AdaptiveBalance,
     DiscriminatorFeatureReconstruction,
+    EquilibriumBalance,
+    FixedBalance,
     GradientShareBalance,
     VaeGanObjective,
 )
@@ -35,6 +37,16 @@ from vaegen_ray.objectives.perceptual import PerceptualTerm
 Means = dict[str, Tensor]
 
 
+class _Judgement(NamedTuple):
+    """What the losses say of a portion's images."""
+
+    values: dict[str, Tensor]
+    """Mean over images of each loss at the images, by its name."""
+    gradients: dict[str, Tensor]
+    """Gradient at the images of each loss summed over images, by its name; shape FCHW."""
+    costs: dict[str, Tensor]
+
+
 class _Forward(NamedTuple):
     """One portion after the forward pass. F images: B reconstructions, then B generated ones where shown."""
 
@@ -43,13 +55,7 @@ class _Forward(NamedTuple):
     decoder_features: Tensor
     images_FCHW: Tensor
     """The decoder's output, with its graph."""
-    error: Tensor
-    """Mean over images of the reconstruction error, before the likelihood's scale."""
-    values: dict[str, Tensor]
-    """Mean over images of each loss at the images, by its name."""
-    gradients: dict[str, Tensor]
-    """Gradient at the images of each loss summed over images, by its name; shape FCHW."""
-    costs: dict[str, Tensor]
+    judgement: _Judgement
 
 
 class VaeGan(nn.Module):
@@ -83,12 +89,14 @@ class VaeGan(nn.Module):
 
     def generator_backward(self, batch: Batch) -> None:
         """Gradients of L, its terms as metrics, and the decoder's images for the discriminator."""
+        judgements: dict[int, _Judgement] = {}
         means = backward_in_portions(
             batch,
-            forward=lambda portion: self._forward(portion, batch),
+            forward=lambda portion: self._forward(portion, batch, judgements),
             statistics=self._statistics,
             backward=lambda forward, means: self._backward(forward, means, batch),
             decide=lambda means: means | _named("weight", self._weights(means, batch)),
+            is_decided_by_all=self._is_decided_by_all(batch),
         )
         self.adversary.decide_who_waits(batch, means)
         self._record(means, batch)
@@ -97,9 +105,19 @@ class VaeGan(nn.Module):
         """Gradients of the discriminator's loss."""
         self.adversary.backward(batch)
 
+    def _is_decided_by_all(self, batch: Batch) -> bool:
+        by_likelihood = self.likelihood is not None and self.likelihood.is_decided_by_all
+        has_balance = not isinstance(self.settings.adversarial.balance, FixedBalance | EquilibriumBalance)
+        by_balance = has_balance and self.adversary.factor(batch.position) > 0
+        return by_likelihood or by_balance or self.kl.is_decided_by_all
+
     # ------------------------------------------------------------------ forward
 
-    def _forward(self, portion: Portion, batch: Batch) -> _Forward:
+    def _forward(self, portion: Portion, batch: Batch, judgements: dict[int, _Judgement]) -> _Forward:
+        """Images of a portion, and what ``judgements`` has of them or is given now.
+
+        A second pass makes the same images: LPIPS and the discriminator need not look again.
+        """
         latents_FZ, kl_BZ = encode(self.generator, portion, batch)
         shows = self.settings.adversarial.shows
         if shows != "reconstructions":
@@ -110,6 +128,12 @@ class VaeGan(nn.Module):
             images_FCHW = self.generator.decoder.to_images(features).float()
         num_images = len(portion.images_BCHW)
         batch.shown[portion.index] = images_FCHW.detach()[num_images if shows == "generated" else 0 :]
+        if portion.index not in judgements:
+            judgements[portion.index] = self._judgement(images_FCHW, portion, batch)
+        return _Forward(num_images, kl_BZ, features, images_FCHW, judgements[portion.index])
+
+    def _judgement(self, images_FCHW: Tensor, portion: Portion, batch: Batch) -> _Judgement:
+        num_images = len(portion.images_BCHW)
         with torch.enable_grad():
             leaf_FCHW = images_FCHW.detach().requires_grad_()
             values, costs = self._losses_at(leaf_FCHW, portion, batch)
@@ -120,7 +144,7 @@ class VaeGan(nn.Module):
         values = {name: value.detach() for name, value in values.items()}
         for name, value in values.items():
             batch.note(name, value)
-        return _Forward(num_images, kl_BZ, features, images_FCHW, values["reconstruction"], values, gradients, costs)
+        return _Judgement(values, gradients, {name: cost.detach() for name, cost in costs.items()})
 
     def _losses_at(
         self, leaf_FCHW: Tensor, portion: Portion, batch: Batch
@@ -171,16 +195,17 @@ class VaeGan(nn.Module):
 
     def _statistics(self, forward: _Forward) -> Means:
         """Means over images from which all ranks decide alike."""
-        means = {"kl_Z": forward.kl_BZ.mean(0), **forward.costs}
-        means |= _named("value", forward.values)
-        names = list(forward.gradients)
+        judgement = forward.judgement
+        means = {"kl_Z": forward.kl_BZ.mean(0), **judgement.costs}
+        means |= _named("value", judgement.values)
+        names = list(judgement.gradients)
         for i, one in enumerate(names):
             for other in names[i:]:
-                product = (forward.gradients[one] * forward.gradients[other]).sum() / forward.num_images
+                product = (judgement.gradients[one] * judgement.gradients[other]).sum() / forward.num_images
                 means[f"product {one} {other}"] = product
         if isinstance(self.settings.adversarial.balance, AdaptiveBalance) and "adversarial" in names:
             weight = self.generator.decoder.to_images.weight
-            for name, gradient in forward.gradients.items():
+            for name, gradient in judgement.gradients.items():
                 layer = last_layer_gradient(forward.decoder_features, weight, gradient)
                 means[f"last layer {name}"] = layer / forward.num_images
         return means
@@ -217,7 +242,8 @@ class VaeGan(nn.Module):
 
     def _backward(self, forward: _Forward, means: Means, batch: Batch) -> None:
         share = 1 / (forward.num_images * batch.num_portions)
-        cotangents = {name: share * means[f"weight {name}"] * gradient for name, gradient in forward.gradients.items()}
+        gradients_at_images = forward.judgement.gradients
+        cotangents = {name: share * means[f"weight {name}"] * each for name, each in gradients_at_images.items()}
         if self.settings.adversarial.reaches_encoder is False and "adversarial" in cotangents:
             self._adversarial_backward_to_decoder(forward.images_FCHW, cotangents.pop("adversarial"))
         roots = [forward.images_FCHW]
@@ -225,7 +251,8 @@ class VaeGan(nn.Module):
         if forward.kl_BZ.requires_grad:  # It does not where the encoder is frozen.
             roots.append(self.kl.loss(forward.kl_BZ, means["kl_Z"], batch.position) / batch.num_portions)
             gradients.append(None)
-        scale_loss = self.likelihood.scale_loss(forward.error) if self.likelihood is not None else None
+        error = forward.judgement.values["reconstruction"]
+        scale_loss = self.likelihood.scale_loss(error) if self.likelihood is not None else None
         if scale_loss is not None:
             roots.append(scale_loss / batch.num_portions)
             gradients.append(None)
