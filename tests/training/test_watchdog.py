@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.training.jobs import NETWORK, run_job
+from tests.models.test_kl_autoencoder import model_of, published
+from tests.training.jobs import KL_AUTOENCODER, NETWORK, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
@@ -108,6 +109,41 @@ def test_watchdog_rolls_back_with_a_changed_setting_until_the_run_is_well(datase
     (directory.final / "scores.json").remove()
     longer = job.model_copy(update={"training": job.training.model_copy(update={"keep_checkpoints": 8})})
     assert run(longer).position == 800
+
+
+def test_rollback_to_the_beginning_begins_with_the_published_model_again(dataset: Path, tmp_path: Path) -> None:
+    """The frozen encoder was a random one from then on."""
+    section = {**KL_AUTOENCODER, "image_size": 16, "channels": 1}
+    published(model_of(**section), tmp_path / "published")
+    section |= {"start_from": str(tmp_path / "published"), "freeze_encoder": True}
+    objective = {
+        "kind": "vae_gan",
+        "adversarial": {"balance": {"kind": "fixed", "weight": 1.0}},
+        "discriminator": NETWORK,
+    }
+    action = {"action": "roll_back", "multiply": {"objective.adversarial.balance.weight": 0.5}}
+    rule = {**action, "smallest_logit_gap": 1e6, "patience_images": 8}
+    others: dict[str, Any] = dict.fromkeys(FAILURES)
+
+    def begun(name: str, watchdog: dict[str, Any]) -> TrainJob:
+        training = {"report_every_images": 8, "checkpoint_every_images": 80}
+        return run_job(dataset, tmp_path / name, objective, model=section, training=training, watchdog=watchdog)
+
+    alone, rolled_back = (
+        begun("alone", dict.fromkeys(FAILURES)),
+        begun("rolled", {**others, "dead_discriminator": rule}),
+    )
+    run(alone)
+    with pytest.raises(CollapsedError, match="rolled back 2 times before"):
+        run(rolled_back)
+    (entry, *_) = read_incidents(RunDirectory.of(rolled_back))
+    assert (entry["action"], entry["to"]) == ("roll_back", 0)
+    one, other = (read_metrics(RunDirectory.of(job)) for job in (alone, rolled_back))
+    assert any("rolled_back_from_images" in line for line in other)
+    kl_nats = {line["position"]: line["kl_nats"] for line in one if "kl_nats" in line}
+    again = {line["position"]: line["kl_nats"] for line in other if "kl_nats" in line}
+    assert again
+    assert again == {position: kl_nats[position] for position in again}
 
 
 def test_watchdog_rolls_back_at_most_so_many_times(dataset: Path, tmp_path: Path) -> None:

@@ -110,10 +110,7 @@ def run_training(
         together(lambda: run.claim(job) if is_rank_0() else None)
         dataset, images, held_out = together(lambda: _open_dataset(job, session.device))
         stack.callback(images.close)
-        state = TrainState(job, session.device)
-        restore_newest(state, run)
-        if state.position == 0:
-            together(lambda: _start_from_published(state, job))
+        state = _newest_state(job, session, run)
         state.check_replicas()
         tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
         recorder = Recorder(job, session, run, tracker, held_out, fence, dataset.metadata.fingerprint, own_tracker)
@@ -167,6 +164,15 @@ def _train_and_evaluate(
     return RunResult(ending, state.position, scores)
 
 
+def _newest_state(job: TrainJob, session: Session, run: RunDirectory) -> TrainState:
+    """Of the newest checkpoint, or of the beginning."""
+    state = TrainState(job, session.device)
+    restore_newest(state, run)
+    if state.position == 0:
+        together(lambda: _start_from_published(state, job))
+    return state
+
+
 def _start_from_published(state: TrainState, job: TrainJob) -> None:
     if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None:
         for generator in (state.objective.generator, state.ema.generator):
@@ -193,9 +199,7 @@ def _roll_back(job: TrainJob, session: Session, recorder: Recorder, incident: In
     recorder.close()
     tracker = together(lambda: open_trackers(job, recorder.run, position) if is_rank_0() else None)
     recorder.rolled_back(tracker, position, incident)
-    state = TrainState(job, session.device)
-    restore_newest(state, recorder.run)
-    return state
+    return _newest_state(job, session, recorder.run)
 
 
 def _start(
