@@ -38,7 +38,8 @@ def worker_needs(job: TrainJob) -> WorkerNeeds:
     """The job's wishes; where it leaves GPUs open, one each if the cluster has any."""
     gpus = job.resources.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) for node in node_resources()) else 0.0
+        kinds = [*node_resources(), *(resources for resources, _ in _node_groups())]
+        gpus = 1.0 if any(node.get("GPU", 0) for node in kinds) else 0.0
     return WorkerNeeds(job.resources.cpus_per_worker, gpus)
 
 
@@ -52,12 +53,13 @@ def check_placement(job: TrainJob, needs: WorkerNeeds) -> None:
     nodes = node_resources()
     placeable = sum(needs.fit_into(node) for node in nodes)
     workers = job.resources.fewest_workers
-    if placeable >= workers or autoscaler_can_hold(needs, workers):
+    placeable = max(placeable, autoscaler_places(needs))
+    if placeable >= workers:
         return
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     raise ClusterError(
         f"resources.workers: the cluster can never place {workers} workers of {needs} each, only {placeable}: "
-        f"it has {len(nodes)} node(s) with {cpus:g} CPU and {gpus:g} GPU in all; "
+        f"it has {len(nodes)} node(s) with {cpus:g} CPU and {gpus:g} GPU in all{_growth()}; "
         f"use --workers {max(placeable, 1)}, lower resources.cpus_per_worker or gpus_per_worker, or add nodes"
     )
 
@@ -72,12 +74,37 @@ def room_for(needs: WorkerNeeds) -> int:
     return sum(needs.fit_into(resources) for node, resources in free.items() if node in living)
 
 
-def autoscaler_can_hold(needs: WorkerNeeds, workers: int) -> bool:
-    """Whether the cluster may grow until it holds so many workers."""
+def _growth() -> str:
+    groups = [f"{count} of {WorkerNeeds(each.get('CPU', 0), each.get('GPU', 0))}" for each, count in _node_groups()]
+    return f", and may grow to nodes of these kinds: {', '.join(groups)}" if groups else ""
+
+
+UNLIMITED = 10**9
+
+
+def autoscaler_places(needs: WorkerNeeds) -> int:
+    """How many such workers the cluster may grow to hold; 0 without an autoscaler.
+
+    Node by node: a worker of two GPUs fits into no number of nodes with one.
+    """
     from ray._private.state import state
 
-    most: dict[str, Any] | None = state.get_max_resources_from_cluster_config()
-    return bool(most) and needs.fit_into(dict(most or {})) >= workers
+    placeable = sum(needs.fit_into(resources) * count for resources, count in _node_groups())
+    config: Any = state.get_cluster_config()
+    limits = dict(config.max_resources) if config is not None else {}
+    return min([placeable, *(int(limits[name] // amount) for name, amount in needs.as_ray().items() if name in limits)])
+
+
+def _node_groups() -> list[tuple[dict[str, float], int]]:
+    """What a node of each group of the autoscaler has, and how many of them there may be."""
+    from ray._private.state import state
+
+    config: Any = state.get_cluster_config()
+    return [
+        (dict(group.resources), count)
+        for group in (config.node_group_configs if config is not None else ())
+        if (count := UNLIMITED if group.max_count == -1 else group.max_count) > 0
+    ]
 
 
 def draining_nodes() -> set[str]:

@@ -29,7 +29,7 @@ from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.population import PopulationScheduler
 from vaegen_ray.on_ray.preflight import (
     WorkerNeeds,
-    autoscaler_can_hold,
+    autoscaler_places,
     check_storage_is_shared,
     node_resources,
     nodes_without,
@@ -221,15 +221,14 @@ def concurrent_trials(job: SearchJob, needs: WorkerNeeds) -> int:
     """
     workers, nodes = job.base.resources.fewest_workers, node_resources()
     processes = 0.0 if workers == 1 else PROCESS_OF_A_NESTED_TRIAL["CPU"]
-    places = sum(WorkerNeeds(needs.cpus + processes, needs.gpus).fit_into(node) for node in nodes)
-    if places < workers and not autoscaler_can_hold(needs, workers):
+    each = WorkerNeeds(needs.cpus + processes, needs.gpus)
+    places = max(sum(each.fit_into(node) for node in nodes), autoscaler_places(each))
+    if places < workers:
         cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
         raise ClusterError(
             f"base.resources: the cluster can never place one trial of {workers} worker(s) of {needs} each: it has "
             f"{len(nodes)} node(s) with {cpus:g} CPU and {gpus:g} GPU in all; ask for less, or add nodes"
         )
-    if autoscaler_can_hold(needs, workers):
-        places = max(places, workers * (job.max_concurrent or 1))
     at_once = min(places // workers, job.max_concurrent or places, job.trials)
     if job.scheduler.kind == "pbt" and at_once < job.trials:
         raise ClusterError(

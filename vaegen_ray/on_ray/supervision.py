@@ -18,7 +18,7 @@ from vaegen_ray.config.job import ElasticWorkers, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import NoRoomError, StorageError, TrainingError, WorkersLostError
 from vaegen_ray.on_ray.metrics import count_preemption
-from vaegen_ray.on_ray.preflight import WorkerNeeds, autoscaler_can_hold, room_for
+from vaegen_ray.on_ray.preflight import WorkerNeeds, autoscaler_places, room_for
 from vaegen_ray.on_ray.session import MOVE
 from vaegen_ray.training.lineage import newest_checkpoint
 from vaegen_ray.training.loop import Ending
@@ -174,7 +174,7 @@ def _choose(job: TrainJob, room: int) -> int | None:
 
 def _ask_autoscaler(job: TrainJob, needs: WorkerNeeds) -> None:
     """Have an autoscaler, if there is one, make room for the most workers."""
-    if not autoscaler_can_hold(needs, job.resources.fewest_workers):
+    if autoscaler_places(needs) < job.resources.fewest_workers:
         return
     from ray.autoscaler.sdk import request_resources
 
