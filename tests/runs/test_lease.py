@@ -7,13 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vaegen_ray.errors import JobError, LeaseLostError
 from vaegen_ray.runs import lease as leases
-from vaegen_ray.runs.lease import Lease, holder_of
+from vaegen_ray.runs.lease import Holder, Lease, holder_of
 from vaegen_ray.storage import Location
 
 HOLDS = """
@@ -150,6 +151,13 @@ def test_file_is_created_by_one_of_many_with_its_whole_content(folder: Location)
     for thread in threads:
         thread.join()
     assert created == [(folder / "one").read_bytes()]
+
+
+def test_process_of_another_container_is_not_known_to_be_dead() -> None:
+    """It has the machine's name, and its number means nothing here."""
+    gone = replace(Holder.this_process(), pid=2**30)
+    assert gone.is_known_dead()
+    assert not replace(gone, pid_namespace="pid:[1]").is_known_dead()
 
 
 def test_old_files_of_the_lease_go_and_numbers_do_not_come_again(tmp_path: Path) -> None:

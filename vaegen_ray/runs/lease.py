@@ -53,19 +53,23 @@ class Holder:
     """When the process started, in the words of its system: a number may be given again to another process."""
     user: str
     submission: str = ""
+    pid_namespace: str = ""
+    """Within which the number means this process: containers may share their machine's name, and count alone."""
 
     @classmethod
     def this_process(cls) -> "Holder":
         """The one that asks."""
-        return cls(socket.gethostname(), os.getpid(), _birth(os.getpid()), _user(), os.environ.get(SUBMISSION, ""))
+        pid, submission = os.getpid(), os.environ.get(SUBMISSION, "")
+        return cls(socket.gethostname(), pid, _birth(pid), _user(), submission, _pid_namespace())
 
     def __str__(self) -> str:
         submitted = f"submission {self.submission}, " if self.submission else ""
         return f"{submitted}process {self.pid} on {self.host} of {self.user}"
 
     def is_known_dead(self) -> bool:
-        """Whether it was a process of this machine that is no more."""
-        return self.host == socket.gethostname() and (not self.born or _birth(self.pid) != self.born)
+        """Whether it was a process of this machine, and of this container, that is no more."""
+        is_near = (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
+        return is_near and (not self.born or _birth(self.pid) != self.born)
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ def _has_gone(record: dict[str, Any]) -> bool:
 
 
 def _holder(record: dict[str, Any]) -> Holder:
-    return Holder(**{name: record[name] for name in Holder.__dataclass_fields__})
+    return Holder(**{name: record[name] for name in Holder.__dataclass_fields__ if name in record})
 
 
 def _described(record: dict[str, Any] | None) -> str:
@@ -237,6 +241,14 @@ def _birth(pid: int) -> str:
         ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}-{ticks}"
     except (OSError, IndexError):
+        return ""
+
+
+def _pid_namespace() -> str:
+    """What tells it from others of this machine; empty where the system has none."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
         return ""
 
 
