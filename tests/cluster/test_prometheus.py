@@ -73,33 +73,38 @@ def checkpoints(seconds: str) -> list[dict[str, str]]:
     return [series("ray_vaegen_checkpoint_s_bucket", values, run="a", le=bound) for bound, values in counts.items()]
 
 
-MOVING, STANDING = (
-    series("ray_vaegen_position_images", "0+100x240", run="a"),
-    [series("ray_vaegen_position_images", "700x240", run="a")],
-)
+def position(values: str) -> list[dict[str, str]]:
+    """Four a minute."""
+    return [series("ray_vaegen_position_images", values, run="a")]
+
+
+MOVING = position("0+100x240")[0]
 STEPS = [series("ray_vaegen_step_s", "0.5x240", run="a", rank="1")]
 
 
 @needs_promtool
 @pytest.mark.parametrize(
-    ("alert", "input_series", "comes"),
+    ("alert", "input_series", "comes", "at"),
     [
-        ("RunStalled", STANDING, True),
-        ("RunStalled", [MOVING], False),
-        ("RunStalled", [series("ray_vaegen_position_images", "700x20", run="a")], False),
-        ("GpuIdle", [MOVING, series("ray_node_gpus_utilization", "5x240", ip="1", GpuIndex="0")], True),
-        ("GpuIdle", [MOVING, series("ray_node_gpus_utilization", "95x240", ip="1", GpuIndex="0")], False),
-        ("GpuIdle", [series("ray_node_gpus_utilization", "0x240", ip="1", GpuIndex="0")], False),
-        ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0+1x240", run="a")], True),
-        ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0x240", run="a")], False),
-        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s", "0.2x240", run="a", rank="1")], True),
-        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s", "0.05x240", run="a", rank="1")], False),
-        ("CheckpointSlow", checkpoints("120"), True),
-        ("CheckpointSlow", checkpoints("30"), False),
+        ("RunStalled", position("0+100x100 10000x140"), True, "45m"),
+        ("RunStalled", [MOVING], False, "45m"),
+        ("RunStalled", position("700x20"), False, "45m"),
+        ("RunStalled", position("0x140 1000x100"), False, "45m"),  # Thirty-five minutes from report to report.
+        ("RunStalled", position("0x40 1000x1000"), True, "250m"),
+        ("RunStalled", position("0x140 1000x140 2000x140 3000x140 4000x140 5000x140 6000x140 7000x140"), False, "270m"),
+        ("GpuIdle", [MOVING, series("ray_node_gpus_utilization", "5x240", ip="1", GpuIndex="0")], True, "45m"),
+        ("GpuIdle", [MOVING, series("ray_node_gpus_utilization", "95x240", ip="1", GpuIndex="0")], False, "45m"),
+        ("GpuIdle", [series("ray_node_gpus_utilization", "0x240", ip="1", GpuIndex="0")], False, "45m"),
+        ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0+1x240", run="a")], True, "45m"),
+        ("PreemptionsFrequent", [series("ray_vaegen_preemptions_total", "0x240", run="a")], False, "45m"),
+        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s", "0.2x240", run="a", rank="1")], True, "45m"),
+        ("DataWaitHigh", [*STEPS, series("ray_vaegen_data_wait_s", "0.05x240", run="a", rank="1")], False, "45m"),
+        ("CheckpointSlow", checkpoints("120"), True, "45m"),
+        ("CheckpointSlow", checkpoints("30"), False, "45m"),
     ],
 )
 def test_alert_comes_when_it_should_and_only_then(
-    alert: str, input_series: list[dict[str, str]], comes: bool, tmp_path: Path
+    alert: str, input_series: list[dict[str, str]], comes: bool, at: str, tmp_path: Path
 ) -> None:
     (rule,) = [rule for rule in RULES if rule["alert"] == alert]
     # Its number alone: labels and annotations are not what is tested here.
@@ -111,7 +116,7 @@ def test_alert_comes_when_it_should_and_only_then(
             {
                 "interval": "15s",
                 "input_series": input_series,
-                "promql_expr_test": [{"expr": query, "eval_time": "45m", "exp_samples": samples}],
+                "promql_expr_test": [{"expr": query, "eval_time": at, "exp_samples": samples}],
             }
         ],
     }
