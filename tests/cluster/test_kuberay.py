@@ -116,7 +116,7 @@ def broken_rules_of_cluster(spec: Tree) -> Iterator[str]:
     ("file", "settings", "queue"),
     [
         (FACES, ON_S3, None),
-        (FACES, (*ON_S3, "resources.workers=4"), None),
+        (FACES, (*ON_S3, "resources.workers=4", "resources.max_duration_s=60", "resources.stop_window_s=0.5"), None),
         (FACES, (*ON_S3, "resources.workers={min: 2, max: 8}"), "team-a"),
         ("jobs/search/kl_and_adversarial_faces_64.yaml", SEARCH_ON_S3, None),
         ("jobs/prepare/faces_64.yaml", ("destination=s3://b/faces", "source.path=s3://b/raw"), "team-a"),
@@ -190,12 +190,20 @@ def test_preempted_pod_has_time_to_save_and_a_failed_cluster_is_replaced() -> No
     for group in [ray_job["spec"]["rayClusterSpec"]["headGroupSpec"], *workers(ray_job)]:
         pod = group["template"]["spec"]
         environment = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
-        assert 30 < int(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < pod["terminationGracePeriodSeconds"]
+        assert pod["terminationGracePeriodSeconds"] == 300
+        assert 200 < int(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < 300
     assert ray_job["spec"]["backoffLimit"] > 0
     assert "jobId" not in ray_job["spec"], "each attempt needs an id of its own"
     stop = yaml.safe_load(ray_job["spec"]["runtimeEnvYAML"])["env_vars"]
     assert stop["RAY_JOB_STOP_SIGNAL"] == "SIGTERM"
     assert int(stop["RAY_JOB_STOP_WAIT_TIME_S"]) > 300
+
+
+def test_job_that_may_take_so_long_is_ended_then() -> None:
+    _, ray_job = rendered(*ON_S3, "resources.max_duration_s=3600.5")
+    assert ray_job["spec"]["activeDeadlineSeconds"] == 3601
+    _, without = rendered()
+    assert "activeDeadlineSeconds" not in without["spec"]
 
 
 def test_only_worker_is_not_on_the_head() -> None:
@@ -245,6 +253,32 @@ def test_token_is_asked_for_and_nothing_is_open_to_the_outside() -> None:
 def test_path_that_begins_where_it_is_rendered_is_refused_with_the_remedy(settings: tuple[str, ...], key: str) -> None:
     with pytest.raises(JobError, match=rf"^{re.escape(key)}: must be a URL.*use --set {re.escape(key)}=s3://"):
         render(load_job(FACES, settings), IMAGE)
+
+
+SEARCH, PREPARE = "jobs/search/kl_and_adversarial_faces_64.yaml", "jobs/prepare/faces_64.yaml"
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "key"),
+    [
+        (FACES, (*ON_S3, "storage=/shared/runs"), "storage"),
+        (FACES, (*ON_S3, "storage=file:///shared/runs"), "storage"),
+        (FACES, (*ON_S3, "data.source=/shared/faces"), "data.source"),
+        (SEARCH, (*SEARCH_ON_S3, "storage=/shared/runs"), "storage"),
+        (SEARCH, (*SEARCH_ON_S3, "base.data.source=~/faces"), "base.data.source"),
+        (SEARCH, (*SEARCH_ON_S3, "warm_start=[s3://b/one, /shared/two]"), "warm_start[1]"),
+        (PREPARE, ("source.path=s3://b/raw", "destination=/shared/faces"), "destination"),
+        (PREPARE, ("source.path=/shared/raw", "destination=s3://b/faces"), "source.path"),
+    ],
+)
+def test_folder_that_would_go_with_the_pods_is_refused(file: str, settings: tuple[str, ...], key: str) -> None:
+    with pytest.raises(JobError, match=rf"^{re.escape(key)}: must be a URL .* pods have no disk but their own"):
+        render(load_job(file, settings), IMAGE)
+
+
+def test_shipped_data_and_a_cache_in_the_pod_are_allowed() -> None:
+    config_map, _ = rendered("storage=s3://b/runs", "data.cache=/cache", file="jobs/train/vae_gan_quickstart.yaml")
+    assert "shipped:" in config_map["data"]["job.json"]
 
 
 @pytest.mark.parametrize("name", ["Faces_64", "7days", "a" * 100, "x.y", "-"])

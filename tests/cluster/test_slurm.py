@@ -119,6 +119,31 @@ def test_header_asks_for_what_the_job_needs(tmp_path: Path) -> None:
     assert "gpus" not in script(tmp_path, "resources.gpus_per_worker=0").read_text().split("JOB")[0]
 
 
+def test_run_of_a_limited_duration_has_that_and_its_window_and_is_not_queued_again(
+    tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    file = script(tmp_path, "resources.max_duration_s=90000", "resources.stop_window_s=0.5")
+    assert "#SBATCH --time=1-01:01:00\n" in file.read_text(), "25 hours, and the second of the window, in minutes"
+    assert "#SBATCH --signal=B:TERM@1\n" in file.read_text()
+    process = subprocess.Popen(["bash", file], env=cluster | {"TENTHS": "300"})
+    try:
+        while not (tmp_path / "seen" / "verb").exists():
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+    finally:
+        process.kill()
+    assert (tmp_path / "seen" / "saved").exists()
+    assert not (tmp_path / "seen" / "scontrol").exists()
+
+
+def test_window_of_which_slurm_cannot_warn_is_refused() -> None:
+    settings = (*ON_S3, "resources.stop_window_s=65536")
+    with pytest.raises(JobError, match=r"^resources.stop_window_s: must be at most 65535 s, .* got 65536"):
+        render(load_job(FACES, settings))
+
+
 def test_relative_path_is_refused() -> None:
     with pytest.raises(JobError, match=r"^storage: must be a URL"):
         render(load_job(FACES, ["data.source=s3://b/d"]))

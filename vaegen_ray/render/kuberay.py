@@ -1,6 +1,7 @@
 """A job as manifests for KubeRay: a ConfigMap that holds it and a RayJob that runs it on a cluster of its own."""
 
 import hashlib
+import math
 import re
 from importlib.metadata import version
 from typing import Any
@@ -8,13 +9,13 @@ from typing import Any
 import yaml
 
 from vaegen_ray.config.loading import AnyJob, dump_job
-from vaegen_ray.render.nodes import Nodes, check_paths, nodes_of
+from vaegen_ray.render.nodes import Nodes, check_paths, check_urls, nodes_of
 
 MOST_CHARACTERS = 47
 """Of a RayJob's name, because KubeRay makes longer ones of it."""
 FOLDER, FILE = "/etc/vaegen", "job.json"
-DRAIN_S, GRACE_S = 90, 120
-"""A pod that is to go has so long to checkpoint, and so much later it is killed. Kubernetes' own 30 s are too few."""
+DRAIN_PART = 0.75
+"""Of the time after which a pod that is to go is killed, `resources.stop_window_s`: so long it has to checkpoint."""
 MORE_THAN_THE_WINDOW_S = 15
 HEAD_CPUS, HEAD_MEMORY = "2", "8Gi"
 CPU_MEMORY_GIB, GPU_MEMORY_GIB = 4, 12
@@ -41,11 +42,12 @@ _Dumper.add_representer(
 
 
 def render(job: AnyJob, image: str, queue: str | None = None) -> str:
-    """The manifests for ``kubectl apply -f -``. JobError where a path means nothing in a pod.
+    """The manifests for ``kubectl apply -f -``. JobError where a path means nothing in a pod, or is lost with it.
 
     With ``queue``, a local queue of Kueue decides when the job starts; Kueue does not admit clusters that grow, so it
     then has all its workers from the start.
     """
+    check_urls(job)
     check_paths(job)
     name = kubernetes_name(job.name)
     documents = [_config_map(name, job), _ray_job(name, job, image, queue)]
@@ -87,6 +89,8 @@ def _ray_job(name: str, job: AnyJob, image: str, queue: str | None) -> Tree:
         # Each attempt is a new cluster; the run's name in storage is what makes it a resumption.
         "backoffLimit": ATTEMPTS_ON_SPOT if nodes.driver_trains else ATTEMPTS,
     }
+    if nodes.max_duration_s is not None:
+        spec |= {"activeDeadlineSeconds": math.ceil(nodes.max_duration_s)}
     if nodes.driver_trains:  # Else it would train on the head.
         spec |= {"entrypointNumCpus": nodes.cpus} | ({"entrypointNumGpus": nodes.gpus} if nodes.gpus else {})
     spec["rayClusterSpec"] = cluster_spec(nodes, image, job_in=name, grows=queue is None)
@@ -103,13 +107,13 @@ def cluster_spec(nodes: Nodes, image: str, *, job_in: str | None, grows: bool) -
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         **(autoscaler if grows else {"enableInTreeAutoscaling": False}),
-        "headGroupSpec": _head(image, job_in),
+        "headGroupSpec": _head(nodes, image, job_in),
         "workerGroupSpecs": [_workers(nodes, image, job_in, grows=grows)],
     }
 
 
-def _head(image: str, job_in: str | None) -> Tree:
-    resources = {"cpu": HEAD_CPUS, "memory": HEAD_MEMORY}
+def _head(nodes: Nodes, image: str, job_in: str | None) -> Tree:
+    container = _container(nodes, "ray-head", image, {"cpu": HEAD_CPUS, "memory": HEAD_MEMORY}, job_in)
     return {
         "labels": {"market": "on-demand"},
         "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
@@ -117,10 +121,10 @@ def _head(image: str, job_in: str | None) -> Tree:
             "metadata": {"annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
             "spec": {
                 "nodeSelector": {"market": "on-demand"},
-                "terminationGracePeriodSeconds": GRACE_S,
+                "terminationGracePeriodSeconds": math.ceil(nodes.stop_window_s),
                 "restartPolicy": "Never",
                 "securityContext": {"runAsNonRoot": True},
-                "containers": [_container("ray-head", image, requests=resources, limits=resources, job_in=job_in)],
+                "containers": [container],
                 "volumes": _volumes(job_in),
             },
         },
@@ -130,8 +134,7 @@ def _head(image: str, job_in: str | None) -> Tree:
 def _workers(nodes: Nodes, image: str, job_in: str | None, *, grows: bool) -> Tree:
     memory = f"{max(CPU_MEMORY_GIB * nodes.cpus, GPU_MEMORY_GIB * nodes.gpus)}Gi"
     gpus = {"nvidia.com/gpu": str(nodes.gpus)} if nodes.gpus else {}
-    resources = {"cpu": str(nodes.cpus), "memory": memory} | gpus
-    container = _container("ray-worker", image, requests=resources, limits=resources, job_in=job_in)
+    container = _container(nodes, "ray-worker", image, {"cpu": str(nodes.cpus), "memory": memory} | gpus, job_in)
     return {
         "groupName": "spot",
         "replicas": nodes.fewest if grows else nodes.most,
@@ -146,7 +149,7 @@ def _workers(nodes: Nodes, image: str, job_in: str | None, *, grows: bool) -> Tr
                     {"key": "market", "value": "spot", "effect": "NoSchedule"},
                     {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
                 ],
-                "terminationGracePeriodSeconds": GRACE_S,
+                "terminationGracePeriodSeconds": math.ceil(nodes.stop_window_s),
                 "restartPolicy": "Never",
                 "securityContext": {"runAsNonRoot": True},
                 "containers": [container],
@@ -156,19 +159,20 @@ def _workers(nodes: Nodes, image: str, job_in: str | None, *, grows: bool) -> Tr
     }
 
 
-def _container(name: str, image: str, *, requests: Tree, limits: Tree, job_in: str | None) -> Tree:
+def _container(nodes: Nodes, name: str, image: str, resources: Tree, job_in: str | None) -> Tree:
+    drain_s = max(1, int(DRAIN_PART * nodes.stop_window_s))
     mounts = [{"name": "shared-memory", "mountPath": "/dev/shm"}, {"name": "cache", "mountPath": CACHE}]
     return {
         "name": name,
         "image": image,
         "env": [
-            {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(DRAIN_S)},
+            {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(drain_s)},
             {"name": "VAEGEN_CACHE", "value": CACHE},
         ],
         # The usual AWS variables; not needed where pods have an identity of their own.
         "envFrom": [{"secretRef": {"name": "vaegen-storage", "optional": True}}],
         "securityContext": {"allowPrivilegeEscalation": False},
-        "resources": {"requests": requests, "limits": limits},
+        "resources": {"requests": resources, "limits": resources},
         "volumeMounts": mounts + ([{"name": "job", "mountPath": FOLDER, "readOnly": True}] if job_in else []),
     }
 

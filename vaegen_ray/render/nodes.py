@@ -11,12 +11,15 @@ from vaegen_ray.config.places import READ, places
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError
+from vaegen_ray.storage import Location
 
 TRIALS_AT_ONCE = 8
 """Of a search that does not say how many; what the cluster has room for decides in the end."""
 NODES_OF_PREPARE = 4
 CPUS_OF_PREPARE = 4
 ROOTED = ("/", "~", "shipped:")
+OUTSIDE = ("storage", "destination", "data.source", "source.path", "warm_start")
+"""Keys of what has to be there before the nodes are, or after them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Nodes:
     driver_trains: bool = False
     """The process that runs the verb is the only worker."""
     stop_window_s: float = Resources().stop_window_s
+    max_duration_s: float | None = None
 
 
 def nodes_of(job: AnyJob) -> Nodes:
@@ -47,6 +51,7 @@ def nodes_of(job: AnyJob) -> Nodes:
         gpus=math.ceil(gpus),
         driver_trains=isinstance(job, TrainJob) and not resources.needs_ray,
         stop_window_s=resources.stop_window_s,
+        max_duration_s=resources.max_duration_s,
     )
 
 
@@ -61,6 +66,18 @@ def check_paths(job: AnyJob) -> None:
             raise JobError(
                 f"{key}: must be a URL such as s3://bucket/prefix, or a path that all nodes share and that begins with "
                 f"'/', got '{path}'; use --set {key}=s3://bucket/{path}"
+            )
+
+
+def check_urls(job: AnyJob) -> None:
+    """Refuse folders for what outlives the nodes, where these have no disk but their own."""
+    for key, path in _paths(job):
+        is_outside = key.removeprefix("base.").split("[")[0] in OUTSIDE
+        if path and is_outside and not path.startswith("shipped:") and Location.of(path).is_local:
+            name = Location.of(path).name
+            raise JobError(
+                f"{key}: must be a URL such as s3://bucket/prefix, because pods have no disk but their own, which goes "
+                f"with them, got '{path}'; use --set {key}=s3://bucket/{name}"
             )
 
 

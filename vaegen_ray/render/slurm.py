@@ -1,9 +1,13 @@
 """A job as a batch script for Slurm: Ray on all nodes of the allocation, for as long as the job takes."""
 
+import math
 import shlex
 
+from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.loading import AnyJob, dump_job
-from vaegen_ray.render.nodes import check_paths, nodes_of
+from vaegen_ray.config.search import SearchJob
+from vaegen_ray.errors import JobError
+from vaegen_ray.render.nodes import Nodes, check_paths, nodes_of
 
 SCRIPT = """\
 #!/usr/bin/env bash
@@ -13,8 +17,8 @@ SCRIPT = """\
 #SBATCH --ntasks-per-node=1
 {gpus}# Alone on its nodes, because at its end Ray stops every Ray there.
 #SBATCH --exclusive
-#SBATCH --time=1-00:00:00
-# So long before the time is over, the run is asked to save, and is then queued again, to go on where it was.
+#SBATCH --time={time}
+# So long before the time is over, the run is asked to save{and_then}.
 #SBATCH --signal=B:TERM@{window_s}
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -48,20 +52,52 @@ step=$!
 code=0
 # A signal ends `wait` before the step has ended.
 while wait "$step" || code=$?; kill -0 "$step" 2>/dev/null; do :; done
-$is_over && scontrol requeue "$SLURM_JOB_ID"
-exit "$code"
+{requeue}exit "$code"
 """
 
 
+AND_THEN = ", and is then queued again, to go on where it was"
+REQUEUE = '$is_over && scontrol requeue "$SLURM_JOB_ID"\n'
+DAY_S = 86_400
+LONGEST_LEAD_S = 65_535
+"""Of a signal before the end of the time; Slurm counts it in 16 bits."""
+
+
 def render(job: AnyJob) -> str:
-    """The script for ``sbatch``. JobError where a path depends on the directory in which it is rendered."""
+    """The script for ``sbatch``. JobError where a path depends on the directory in which it is rendered.
+
+    A job whose duration the user limits is not queued again when that is over.
+    """
     check_paths(job)
     nodes = nodes_of(job)
+    window_s = _lead_s(job, nodes)
+    is_limited = nodes.max_duration_s is not None
     return SCRIPT.format(
         name=shlex.quote(job.name),
         nodes=nodes.most,
         gpus=f"#SBATCH --gpus-per-node={nodes.gpus}\n" if nodes.gpus else "",
-        window_s=int(nodes.stop_window_s),
+        time=_time(DAY_S if nodes.max_duration_s is None else nodes.max_duration_s + window_s),
+        window_s=window_s,
+        and_then="" if is_limited else AND_THEN,
+        requeue="" if is_limited else REQUEUE,
         job=dump_job(job),
         kind=job.kind,
     )
+
+
+def _lead_s(job: AnyJob, nodes: Nodes) -> int:
+    """How long before the end of its time the run is asked to stop."""
+    window_s = math.ceil(nodes.stop_window_s)
+    if window_s > LONGEST_LEAD_S:
+        key = f"{'base.' if isinstance(job, SearchJob | CompareJob) else ''}resources.stop_window_s"
+        raise JobError(
+            f"{key}: must be at most {LONGEST_LEAD_S} s, so long Slurm can signal before the end of a job's time, got "
+            f"{nodes.stop_window_s:g}; use --set {key}={LONGEST_LEAD_S}"
+        )
+    return window_s
+
+
+def _time(seconds: float) -> str:
+    """As Slurm writes it, in whole minutes, of which it counts the time."""
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours // 24}-{hours % 24:02}:{minutes:02}:00"
