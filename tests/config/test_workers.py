@@ -56,6 +56,6 @@ def test_password_in_a_job_is_refused_and_not_repeated() -> None:
 
     tree = job_of(8, 1).model_dump(mode="json")
     tree["tracking"]["mlflow"] = {"experiment": "e", "tracking_uri": "https://me:hunter2@host/"}
-    with pytest.raises(JobError, match=r"tracking\.mlflow\.tracking_uri: must hold no password") as caught:
+    with pytest.raises(JobError, match=r"tracking\.mlflow\.tracking_uri: must hold no user, password") as caught:
         load(tree, "job.yaml")
     assert "hunter2" not in str(caught.value)

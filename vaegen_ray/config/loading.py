@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,9 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.config.sentences import one_of, sentences, shown
-from vaegen_ray.config.settings import flat, with_settings
+from vaegen_ray.config.settings import with_settings
 from vaegen_ray.config.space import broken_search_rules
+from vaegen_ray.config.url_secrets import without_url_secrets
 from vaegen_ray.config.variants import broken_compare_rules
 from vaegen_ray.errors import JobError, StorageError
 from vaegen_ray.storage import Location
@@ -96,7 +97,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
     Raises JobError, whose message names the file and, for each broken rule, key, rule, value and remedy.
     """
     of_base = [override for override in overrides if override.strip().startswith("base.")]
-    tree = with_overrides(_tree(path), [override for override in overrides if override not in of_base])
+    tree = with_overrides(load_tree(path), [override for override in overrides if override not in of_base])
     if tree.get("kind") in ("search", "compare"):
         tree = _with_base(tree, path)
     return job_of(with_overrides(tree, of_base), str(path))
@@ -126,7 +127,8 @@ def load_train_job(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob:
     return job
 
 
-def _tree(path: str | Path) -> Tree:
+def load_tree(path: str | Path) -> Tree:
+    """The keys and values of the job file ``path``, not yet validated."""
     try:
         tree = parse_yaml(_text(path))
     except JobError as error:
@@ -141,7 +143,9 @@ def _with_base(tree: Tree, path: str | Path) -> Tree:
     base, settings = tree.get("base"), tree.get("set", {})
     if isinstance(base, str):
         beside = Location.of(path).parent / base if "://" not in base and not base.startswith("/") else base
-        base = _tree(os.path.normpath(beside.url) if isinstance(beside, Location) and beside.is_local else str(beside))
+        base = load_tree(
+            os.path.normpath(beside.url) if isinstance(beside, Location) and beside.is_local else str(beside)
+        )
     if not isinstance(base, dict):
         return tree
     if not isinstance(settings, dict):
@@ -208,21 +212,31 @@ def job_of(tree: Tree, origin: str) -> AnyJob:
         broken = list(broken_compare_rules(job))
     if broken:
         raise JobError("\n".join(f"{origin}: {sentence}" for sentence in broken))
-    _check_no_password(job, origin)
+    _check_no_secrets(job, origin)
     return job
 
 
-PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
-
-
-def _check_no_password(job: AnyJob, origin: str) -> None:
+def _check_no_secrets(job: AnyJob, origin: str) -> None:
     """A job is copied into the run's directory and shown by Ray's dashboard."""
-    for key, value in flat(job.model_dump(mode="json")).items():
-        if isinstance(value, str) and PASSWORD.search(value):
+    for key, value in _texts(job.model_dump(mode="json")):
+        blotted = without_url_secrets(value)
+        if blotted != value:
             raise JobError(
-                f"{origin}: {key}: must hold no password, got {PASSWORD.sub('://***@', value)}; take it out, and set "
-                "the usual environment variables (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, ...) where it runs"
+                f"{origin}: {key}: must hold no user, password or signature, got {blotted}; take it out, and set the "
+                "usual environment variables (AWS_ACCESS_KEY_ID, MLFLOW_TRACKING_PASSWORD, ...) where it runs"
             )
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Each text in a tree, by its path."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _texts(below, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _texts(below, f"{key}[{index}]")
 
 
 def dump_job(job: AnyJob) -> str:
