@@ -1,5 +1,7 @@
 """One exception tree. Every member survives pickling, because errors cross Ray processes."""
 
+import os
+
 
 class VaegenError(Exception):
     """A failure that we foresaw; its message is a sentence for the user."""
@@ -51,3 +53,10 @@ class NoRoomError(ClusterError, TransientError):
 
 class ClusterUnavailableError(ClusterError, TransientError):
     """The cluster does not answer, or lost a job."""
+
+
+def exit_code(error: VaegenError) -> int:
+    """What a process that ``error`` ends exits with."""
+    if isinstance(error, TransientError):
+        return os.EX_TEMPFAIL
+    return 2 if isinstance(error, JobError | DataError) else 1

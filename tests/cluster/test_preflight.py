@@ -11,6 +11,7 @@ import yaml
 from tests.cluster.conftest import LocalCluster
 from tests.faults.proxy import FaultyProxy
 from tests.training.jobs import OBJECTIVES, run_job
+from vaegen_ray.config.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
@@ -50,6 +51,16 @@ def test_too_many_workers_and_a_bucket_that_cannot_be_written_are_told(
     assert "the cluster can never place 4 workers of 1 CPU each, only 2" in output
     assert "use --workers 2" in output
     assert "storage: s3://cluster/readonly/tiny must be writable, cannot write: permission denied" in output
+
+
+def test_name_of_another_run_is_refused_before_anything_is_submitted(
+    cluster: LocalCluster, job_file: str, dataset: Path, tmp_path: Path
+) -> None:
+    """Where that run was complete, the submission counted as done."""
+    other = run_job(dataset, tmp_path, OBJECTIVES["vae"], seed=7)
+    RunDirectory.of(other).claim(other)
+    output = cluster.done("submit", job_file, "--set", f"storage={tmp_path}", code=1)
+    assert f"{tmp_path}/tiny holds the run of another job (seed: 7 there, 0 here" in output
 
 
 def test_wrong_token_is_refused_before_anything_is_sent(cluster: LocalCluster, job_file: str) -> None:

@@ -20,8 +20,10 @@ TOKEN = "a-token-of-the-test"
 
 
 @contextmanager
-def dashboard(*, version: str | None = None, token: str | None = None, body: bytes | None = None) -> Iterator[str]:
-    """A server that answers as a dashboard would, or with ``body``."""
+def dashboard(
+    *, version: str | None = None, token: str | None = None, body: bytes | None = None, failure: int | None = None
+) -> Iterator[str]:
+    """A server that answers as a dashboard would, or with ``body``, or with the status ``failure``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -33,7 +35,7 @@ def dashboard(*, version: str | None = None, token: str | None = None, body: byt
                 "ray_commit": "c",
                 "session_name": "s",
             }
-            self.send_response(status)
+            self.send_response(failure or status)
             self.end_headers()
             self.wfile.write(body if body is not None else json.dumps(answer).encode())
 
@@ -68,6 +70,38 @@ def test_another_server_at_the_address_is_told_from_a_dashboard() -> None:
         connect(address)
 
 
+def test_proxy_whose_head_is_away_counts_as_an_absence_that_passes() -> None:
+    with (
+        dashboard(body=b"<html>", failure=503) as address,
+        pytest.raises(ClusterUnavailableError, match=r"has failed \(HTTP 503\): its head is .* try again"),
+    ):
+        connect(address)
+
+
+@pytest.mark.parametrize("address", ["http://a..b:8265", "http://" + "a" * 70, "http://[::1", "htp://head"])
+def test_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match=r"^--address: must be like http://head:8265, got "):
+        connect(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://user:planted@host:8265", "planted@host:8265", "http://u:pla/nted@host", "https://h/?token=planted"],
+)
+def test_address_with_a_password_is_refused_and_not_repeated(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClusterError, match=r"^--address: must hold no user and no password") as caught:
+        resolved_address(address)
+    assert "nted" not in str(caught.value)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: must hold no user and no password, .* or RAY_AUTH_TOKEN"):
+        resolved_address(None)
+
+
+def test_tls_to_a_port_without_says_so() -> None:
+    with dashboard() as address, pytest.raises(ClusterError, match=r"speaks no TLS .* use http://"):
+        connect(address.replace("http://", "https://"))
+
+
 def test_address_of_ray_client_is_refused() -> None:
     with pytest.raises(ClusterError, match=r"must be that of the dashboard, .* got ray://head:10001"):
         connect("ray://head:10001")
@@ -85,6 +119,26 @@ def test_wrong_token_says_which_was_refused(monkeypatch: pytest.MonkeyPatch) -> 
         pytest.raises(ClusterError, match=r"refuses the token of RAY_AUTH_TOKEN \(403\)"),
     ):
         connect(address)
+
+
+def test_token_file_that_is_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
+    with (
+        dashboard(token=TOKEN) as address,
+        pytest.raises(ClusterError, match=r"^RAY_AUTH_TOKEN_PATH: must be the file .* \(Is a directory\)"),
+    ):
+        connect(address)
+
+
+def test_empty_name_of_the_token_file_is_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with dashboard(token=TOKEN) as address:
+        with pytest.raises(ClusterError, match=r"asks for a token: put the cluster's into ~/.ray/auth_token"):
+            connect(address)
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text(TOKEN)
+        assert connect(address).needs_token
 
 
 def test_right_token_opens_and_goes_to_nobody_who_does_not_ask(tmp_path: Path) -> None:
@@ -148,6 +202,12 @@ def test_address_comes_from_the_argument_then_from_rays_variables(monkeypatch: p
         (Connection("http://127.0.0.1:8265", needs_token=False, client=None), None, False),
         (Connection("http://localhost:8265", needs_token=False, client=None), Findings(dashboard="127.0.0.1"), False),
         (Connection("http://localhost:8265", needs_token=False, client=None), Findings(dashboard="10.0.0.7"), True),
+        # The dashboard is no more than one of the doors.
+        (
+            Connection("http://127.0.0.1:8265", needs_token=False, client=None),
+            Findings(dashboard="127.0.0.1", head="192.0.2.2"),
+            True,
+        ),
     ],
 )
 def test_cluster_that_anybody_can_use_is_refused(

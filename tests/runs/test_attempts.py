@@ -12,6 +12,7 @@ from vaegen_ray.runs.attempts import (
     Attempt,
     AttemptState,
     LogArchive,
+    announce_attempt,
     attempt_folder,
     now,
     read_attempts,
@@ -40,6 +41,9 @@ def test_attempt_whose_driver_is_silent_counts_as_lost() -> None:
     moment = datetime.now(UTC)
     assert an_attempt().seen(moment).state is AttemptState.RUNNING
     assert an_attempt().seen(moment + timedelta(minutes=5)).state is AttemptState.LOST
+    waiting = replace(an_attempt(), driver="")
+    assert waiting.seen(moment + timedelta(minutes=5)).state is AttemptState.RUNNING
+    assert waiting.seen(moment + timedelta(minutes=50)).state is AttemptState.LOST
 
 
 def test_record_that_a_kill_cut_off_is_passed_over(tmp_path: Path) -> None:
@@ -68,3 +72,34 @@ def test_secrets_are_blotted_out_of_what_is_kept(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
     text = "key planted-secret, Bearer planted-token, http://me:planted-password@host/ and s3://a:b@c; the rest stays"
     assert redacted(text, os.environ) == "key ***, Bearer ***, http://***@host/ and s3://***@c; the rest stays"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_KEY",
+        "SSH_PASSPHRASE",
+        "KAGGLE_KEY",
+        "DB_PWD",
+    ],
+)
+def test_value_of_a_variable_with_the_name_of_a_secret_is_blotted_out(name: str) -> None:
+    assert redacted("it is planted-secret here", {name: "planted-secret"}) == "it is *** here"
+
+
+def test_values_of_other_variables_stay() -> None:
+    ordinary = {"PWD": "/home/me", "OLDPWD": "/home/me", "KEYBOARD": "/home/me", "RAY_AUTH_TOKEN_PATH": ""}
+    assert redacted("in /home/me", ordinary) == "in /home/me"
+
+
+def test_announced_attempt_counts_until_its_driver_tells_of_itself(tmp_path: Path) -> None:
+    root = Location.of(tmp_path)
+    announced = replace(an_attempt(3), driver="")
+    announce_attempt(root, announced)
+    assert [(attempt.number, attempt.driver) for attempt in read_attempts(root)] == [(3, "")]
+    complete = replace(an_attempt(3), state=AttemptState.COMPLETE)
+    write_attempt(root, complete)
+    announce_attempt(root, announced)
+    assert read_attempts(root)[0].state is AttemptState.COMPLETE

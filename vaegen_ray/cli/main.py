@@ -5,7 +5,6 @@ the same command may succeed later; 128 + N a run was stopped by signal N after 
 """
 
 import logging
-import os
 import sys
 from typing import Annotated
 
@@ -37,7 +36,7 @@ from vaegen_ray.cli import (
     validate,
     watch,
 )
-from vaegen_ray.errors import DataError, JobError, TransientError, VaegenError
+from vaegen_ray.errors import VaegenError, exit_code
 from vaegen_ray.runs.attempts import keep_failure
 
 app = typer.Typer(
@@ -100,10 +99,3 @@ def main() -> None:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         keep_failure(error)
         sys.exit(exit_code(error))
-
-
-def exit_code(error: VaegenError) -> int:
-    """What the process ends with."""
-    if isinstance(error, TransientError):
-        return os.EX_TEMPFAIL
-    return 2 if isinstance(error, JobError | DataError) else 1

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,12 +16,23 @@ from vaegen_ray.cli.leaderboard import wide_console
 from vaegen_ray.cli.places import NAME_HELP, Storage, find_run, storage_place
 from vaegen_ray.cli.submit import Address
 from vaegen_ray.errors import ClusterError, JobError
-from vaegen_ray.runs.attempts import DRIVER_LOG, STOP, AttemptState, attempt_folder, rank_log, read_attempts
+from vaegen_ray.runs.attempts import (
+    DRIVER_LOG,
+    STOP,
+    Attempt,
+    AttemptState,
+    attempt_folder,
+    rank_log,
+    read_attempts,
+    write_attempt,
+)
 from vaegen_ray.runs.lease import Holder, newest_holder
-from vaegen_ray.runs.status import RunStatus, list_runs, status_of
+from vaegen_ray.runs.status import DAMAGED, RunStatus, list_runs, status_of
 from vaegen_ray.storage import Location
 
 POLL_S = 2.0
+TAIL_CHARACTERS = 8192
+"""So many do not stand twice in a log."""
 Name = Annotated[str, typer.Argument(help=NAME_HELP)]
 
 
@@ -33,11 +45,16 @@ def list_command(
 ) -> None:
     """List runs and searches, and with --address what the cluster knows of them besides."""
     console, place = wide_console(), storage_place(storage)
+    if place.is_local and place.local_path.is_file():
+        raise JobError(f"{place}: must be a folder of runs, is a file; `vaegen status` wants the directory of one run")
     statuses = list_runs(place)
     table = Table("name", "kind", "state", "images", "images/s", "attempts", "last word", title=str(place))
     for status in statuses:
         table.add_row(*_cells(status))
     console.print(table if statuses else f"no runs in {place}")
+    for status in statuses:
+        if status.state == DAMAGED:
+            console.out(f"{status.root.name} is damaged: {status.error}", highlight=False)
     if address is not None:
         from vaegen_ray.on_ray.connection import connect
         from vaegen_ray.on_ray.submit import RUN, submissions
@@ -87,6 +104,8 @@ def status_command(
         part = status.position / status.total_images
         rate = f", {status.images_per_s:,.0f} images/s" if status.images_per_s else ""
         console.print(f"{status.position:,} of {status.total_images:,} images ({part:.0%}){rate}")
+    if status.attempts and not status.attempts[-1].driver:
+        console.print("its driver has not begun")
     if status.heard:
         console.print(f"last word: {_ago(status.heard)}")
     if status.holder:
@@ -107,7 +126,11 @@ def status_command(
 def _status(root: Location) -> RunStatus:
     status = status_of(root)
     if status is None:
-        raise JobError(f"{root}: must be the directory of a run or a search, found none there; see `vaegen list`")
+        raise JobError(
+            f"{root}: must be the directory of a run or a search, found none there; `vaegen list` names those of a "
+            "storage, and with --address the submissions that have not begun to write, which "
+            "`ray job stop --address URL SUBMISSION` ends"
+        )
     return status
 
 
@@ -132,22 +155,33 @@ def logs(
     number = attempt or attempts[-1].number
     folder = attempt_folder(root, number)
     file = folder / (DRIVER_LOG if rank is None else rank_log(rank))
-    printed, is_over = 0, False
+    shown, is_over = "", False
     while True:
         if follow:
             is_over = not any(
                 each.number == number and each.state is AttemptState.RUNNING for each in read_attempts(root)
             )
         if file.exists():
-            text = file.read_text()
-            print(text[printed:], end="", flush=True)  # noqa: T201
-            printed = len(text)
+            text = file.read_bytes().decode(errors="replace")
+            if follow and not is_over:  # What is cut off within a line may be half a letter.
+                text = text[: text.rfind("\n") + 1]
+            print(beyond(shown, text), end="", flush=True)  # noqa: T201
+            shown = text
         elif not follow or is_over:
             there = ", ".join(entry for entry in folder.names() if entry.endswith(".log")) or "none yet"
             raise JobError(f"{file}: there is no such log; there are: {there}")
         if not follow or is_over:
             return
         time.sleep(POLL_S)
+
+
+def beyond(shown: str, text: str) -> str:
+    """What ``text``, the end of a log, has beyond ``shown``, its end some time ago. Of long logs the beginning goes."""
+    if text.startswith(shown):
+        return text[len(shown) :]
+    last = shown[-TAIL_CHARACTERS:]
+    begin = text.rfind(last)
+    return text if begin < 0 else text[begin + len(last) :]
 
 
 # ---------------------------------------------------------------------------- stop
@@ -164,7 +198,7 @@ def stop(
     status = _status(root)
     running = [attempt for attempt in status.attempts if attempt.state is AttemptState.RUNNING]
     if running:
-        _stop_submission(root, running[-1].number, running[-1].submission, running[-1].cluster, now=now)
+        _stop_submission(root, running[-1], now=now)
         _wait_for_end(root, running[-1].number, console)
         return
     holder = newest_holder(root / "lease")
@@ -172,22 +206,34 @@ def stop(
         raise JobError(f"{root}: nobody is at it ({status.state}); there is nothing to stop")
     if holder.host != Holder.this_process().host:
         raise JobError(f"{root}: is written by {holder}; give the command on that machine")
-    os.kill(holder.pid, signal.SIGKILL if now else signal.SIGTERM)
+    _signal(root, holder, signal.SIGKILL if now else signal.SIGTERM)
     console.print(f"{'killed' if now else 'asked'} {holder}{'' if now else ' to save a checkpoint and leave'}")
 
 
-def _stop_submission(root: Location, number: int, submission: str, cluster: str, *, now: bool) -> None:
+def _signal(root: Location, holder: Holder, number: int) -> None:
+    try:
+        os.kill(holder.pid, number)
+    except PermissionError as error:
+        raise JobError(f"{root}: is written by {holder}, whom only {holder.user} may stop; ask them") from error
+    except ProcessLookupError as error:
+        raise JobError(f"{root}: {holder} has just ended; there is nothing to stop") from error
+
+
+def _stop_submission(root: Location, attempt: Attempt, *, now: bool) -> None:
     """Through Ray where it can be reached, so that its records say so; else by a file that the driver looks for."""
-    request = attempt_folder(root, number) / STOP
+    request = attempt_folder(root, attempt.number) / STOP
     if now:
         request.write_text("now")
     try:
         from vaegen_ray.on_ray.connection import connect
         from vaegen_ray.on_ray.submit import stop as stop_on_ray
 
-        stop_on_ray(connect(cluster), submission)
+        stop_on_ray(connect(attempt.cluster), attempt.submission)
     except (ClusterError, ImportError):
         request.write_text("now" if now else "save")
+        return
+    if not attempt.driver:  # It will not begin, so nobody else can tell of its end.
+        write_attempt(root, replace(attempt, state=AttemptState.STOPPED))
 
 
 def _wait_for_end(root: Location, number: int, console: Console) -> None:
@@ -199,4 +245,5 @@ def _wait_for_end(root: Location, number: int, console: Console) -> None:
         time.sleep(0.5)
     status = _status(root)
     at = f" at {status.position:,} images" if status.position is not None else ""
-    console.print(f"{attempt.state}{at}; go on with: vaegen resume {root}")
+    again = f"vaegen resume {root}" if status.kind else "vaegen submit JOB, as it had not begun"
+    console.print(f"{attempt.state}{at}; go on with: {again}")

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from vaegen_ray.cli.places import NAME_HELP, Storage, find_run
 from vaegen_ray.cli.train import Overrides
-from vaegen_ray.config.loading import AnyJob, job_of, load_job, parse_yaml
+from vaegen_ray.config.loading import AnyJob, job_of, load_job, load_tree
 from vaegen_ray.errors import JobError
-from vaegen_ray.runs.attempts import read_attempts, root_of
+from vaegen_ray.runs.attempts import BESIDE_DATASET, PREPARE_JOB, read_attempts, root_of
 from vaegen_ray.runs.status import JOB_FILES
+from vaegen_ray.storage import Location
 
 Address = Annotated[
     str | None,
@@ -59,16 +60,26 @@ def resume(
     from vaegen_ray.on_ray.connection import ADDRESS_VARIABLES
 
     root = find_run(name, storage)
-    file = next((root / file for file in JOB_FILES if (root / file).exists()), None)
-    if file is None:
-        raise JobError(f"{root}: must be the directory of a run or a search, found no job.json there")
-    tree = parse_yaml(file.read_text())
-    # The directory may have been moved since.
-    job = job_of({**tree, "storage": root.parent.url}, str(file))
+    job = _job_in(root)
     attempts = read_attempts(root)
     if address is None and attempts and not any(os.environ.get(name) for name in ADDRESS_VARIABLES):
         address = attempts[-1].cluster
     run(job, address, follow=follow, wait=wait, retries=retries, dry_run=False, insecure=insecure)
+
+
+def _job_in(root: Location) -> AnyJob:
+    """The job whose directory this is; it may have been moved since."""
+    file = next((root / file for file in JOB_FILES if (root / file).exists()), None)
+    if file is None:
+        raise JobError(
+            f"{root}: must be the directory of a run or a search, found no job.json there; one that ended before it "
+            "began is submitted again with its job file: vaegen submit JOB"
+        )
+    if file.name == PREPARE_JOB:
+        place = {"destination": root.url.removesuffix(BESIDE_DATASET)}
+    else:
+        place = {"storage": root.parent.url}
+    return job_of({**load_tree(file.url), **place}, str(file))
 
 
 def run(
@@ -106,6 +117,11 @@ def run(
                     return
                 submission = cluster.submit(connection, job, package, findings.attempts)
         say(f"{'joined' if submission.joined else 'submitted'} {submission.id}, which writes to {submission.run}")
+        if not submission.is_announced:
+            say(
+                f"this machine cannot write to {submission.run}: status, logs and stop answer where it can be read, "
+                f"once the run has begun; until then ask the cluster: vaegen list --address {connection.address}"
+            )
         if not waits:
             say(f"watch it with: vaegen logs -f {submission.run}; stop it with: vaegen stop {submission.run}")
             return

@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import LocationParseError
 
+from vaegen_ray.config.url_secrets import without_url_secrets
 from vaegen_ray.errors import ClusterError, ClusterUnavailableError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -36,12 +38,20 @@ class Connection:
 
 def resolved_address(address: str | None) -> str:
     """The address that was given, or that of Ray's variables, or the dashboard's usual place on this machine."""
-    found = address or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), DEFAULT_ADDRESS)
+    name = "--address" if address else next((name for name in ADDRESS_VARIABLES if os.environ.get(name)), "")
+    found = address or os.environ.get(name, DEFAULT_ADDRESS)
     if found.startswith("ray://"):
         raise ClusterError(
-            f"--address: must be that of the dashboard, such as http://head:8265, got {found}, that of Ray Client"
+            f"{name}: must be that of the dashboard, such as http://head:8265, got {without_url_secrets(found)}, that "
+            "of Ray Client"
         )
-    return (found if "://" in found else f"http://{found}").rstrip("/")
+    full = (found if "://" in found else f"http://{found}").rstrip("/")
+    if "@" in full or without_url_secrets(full) != full:
+        raise ClusterError(
+            f"{name}: must hold no user and no password, because Ray shows it to all who use the cluster; put Ray's "
+            f"token into {TOKEN_FILE} or RAY_AUTH_TOKEN, and reach a dashboard behind a login through a tunnel"
+        )
+    return full
 
 
 def connect(address: str | None) -> Connection:
@@ -51,10 +61,11 @@ def connect(address: str | None) -> Connection:
     for a token, refuses ours, presents a certificate that is not trusted, or runs another version of Ray.
     """
     address = resolved_address(address)
-    token = _token()
+    token = None
     answer = _ask(address, {})
     needs_token = answer.status_code in (401, 403)
     if needs_token:
+        token = _token()
         if token is None:
             raise ClusterError(
                 f"{address} asks for a token: put the cluster's into {TOKEN_FILE}, or set RAY_AUTH_TOKEN or "
@@ -67,18 +78,15 @@ def connect(address: str | None) -> Connection:
                 "the cluster has a new one: copy it again"
             )
     _check_version(address, answer)
-    return Connection(address, needs_token, _client(address, token if needs_token else None))
+    return Connection(address, needs_token, _client(address, token))
 
 
 def _ask(address: str, headers: dict[str, str]) -> requests.Response:
     try:
-        return requests.get(f"{address}/api/version", headers=headers, timeout=TIMEOUT_S)
+        answer = requests.get(f"{address}/api/version", headers=headers, timeout=TIMEOUT_S)
     except requests.exceptions.SSLError as error:
-        raise ClusterError(
-            f"{address} presents a certificate that is not trusted ({_innermost(error)}); set REQUESTS_CA_BUNDLE to "
-            "the file of its authority, or use http:// if it speaks no TLS"
-        ) from error
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+        raise ClusterError(_tls_failure(address, _innermost(error))) from error
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationParseError) as error:
         raise ClusterError(f"--address: must be like http://head:8265, got {address} ({error})") from error
     except requests.exceptions.Timeout as error:
         raise ClusterUnavailableError(
@@ -89,6 +97,23 @@ def _ask(address: str, headers: dict[str, str]) -> requests.Response:
             f"no dashboard answers at {address} ({_innermost(error)}); check the address (http://HEAD:8265), that the "
             "cluster runs, and the tunnel to it, if there is one"
         ) from error
+    if answer.status_code >= 500:
+        raise ClusterUnavailableError(
+            f"{address} answers, but has failed (HTTP {answer.status_code}): its head is just beginning, or is away "
+            "and a proxy answers in its place; look whether the cluster runs, and try again"
+        )
+    return answer
+
+
+def _tls_failure(address: str, reason: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return (
+            f"{address} presents a certificate that is not trusted ({reason}); set REQUESTS_CA_BUNDLE to the file of "
+            "its authority"
+        )
+    if any(word in reason for word in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")):
+        return f"{address} speaks no TLS ({reason}); use http://"
+    return f"no TLS connection to {address} could be made ({reason}); check the address and the proxy that ends TLS"
 
 
 def _innermost(error: BaseException) -> str:
@@ -113,6 +138,7 @@ def _check_version(address: str, answer: requests.Response) -> None:
 
 
 def _client(address: str, token: str | None) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     import vaegen_ray.on_ray  # noqa: F401  (settings that ray reads when it is imported)
@@ -123,6 +149,11 @@ def _client(address: str, token: str | None) -> Any:
     before = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
     try:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+    except AuthenticationError as error:  # RAY_AUTH_MODE=token, and a cluster that asks for none.
+        raise ClusterError(
+            f"RAY_AUTH_MODE: must not be `token` without a token ({str(error).split('. ')[0]}); {address} asks for "
+            "none, so unset it"
+        ) from error
     finally:
         os.environ.update(before)
 
@@ -130,14 +161,22 @@ def _client(address: str, token: str | None) -> Any:
 def _token() -> str | None:
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE)).expanduser()
-    return path.read_text().strip() if path.exists() else None
+    try:
+        return Path(_token_place()).expanduser().read_text().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ClusterError(
+            f"RAY_AUTH_TOKEN_PATH: must be the file that holds the cluster's token, cannot read {_token_place()} "
+            f"({reason}); correct it, or unset it to use {TOKEN_FILE}"
+        ) from error
 
 
 def _token_place() -> str:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
-    return os.environ.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE)
+    return os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE
 
 
 def is_loopback(host: str) -> bool:

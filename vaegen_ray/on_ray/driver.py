@@ -20,16 +20,17 @@ from typing import IO
 
 from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import Resources, TrainJob
-from vaegen_ray.config.loading import AnyJob, load_job
+from vaegen_ray.config.loading import AnyJob, dump_job, load_job
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob
-from vaegen_ray.errors import StorageError
+from vaegen_ray.errors import StorageError, VaegenError, exit_code
 from vaegen_ray.runs.attempts import (
     BEAT_S,
     DRIVER_LOG,
     FAILURE,
     LOGS,
+    PREPARE_JOB,
     STOP,
     Attempt,
     AttemptState,
@@ -47,9 +48,19 @@ LOOK_S = 1.0
 
 
 def main(job_file: str) -> int:
-    """Run the verb of the job in ``job_file`` to its end; its exit code."""
+    """Run the verb of the job in ``job_file`` to its end; its exit code, or that of the failure to begin it."""
+    try:
+        return _run(job_file)
+    except VaegenError as error:
+        print(f"error: {redacted(str(error), os.environ)}", flush=True)  # noqa: T201
+        return exit_code(error)
+
+
+def _run(job_file: str) -> int:
     job = load_job(job_file)
     root, number = root_of(job), int(os.environ[ATTEMPT])
+    if isinstance(job, PrepareJob):  # The others' verbs keep theirs.
+        (root / PREPARE_JOB).write_text(dump_job(job))
     attempt = Attempt(
         number=number,
         submission=os.environ[SUBMISSION],

@@ -18,6 +18,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import AnyJob, load_job
 from vaegen_ray.config.places import READ, places
 from vaegen_ray.config.prepare import PrepareJob
+from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import ClusterError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
@@ -39,6 +40,7 @@ def look(job: AnyJob) -> Findings:
         gpus=sum(node.get("GPU", 0.0) for node in nodes),
         python=platform.python_version(),
         dashboard=_dashboard_host(),
+        head=ray.get_runtime_context().gcs_address.rsplit(":", 1)[0],
     )
     root, problems = root_of(job), findings.problems
     try:
@@ -51,9 +53,14 @@ def look(job: AnyJob) -> Findings:
         attempts = read_attempts(root)
         findings.attempts = attempts[-1].number if attempts else 0
         findings.is_complete = (root / "final" / "scores.json").exists()
+        _check_is_of(job)
     except VaegenError as error:
         problems.append(str(error))
-    answers = _ask_nodes(root.url, {key: place.url for key, place in _sources(job).items()})
+    sources = {key: place.url for key, place in _sources(job).items()}
+    answers = _ask_nodes(root.url, sources)
+    if not answers:
+        # Of a cluster whose nodes are all to come, the head tells what there is in object stores.
+        answers = {"head": _node_view(root.url, {key: url for key, url in sources.items() if "://" in url})}
     for address, answer in answers.items():
         if answer.get("python") != findings.python:
             problems.append(
@@ -78,6 +85,16 @@ def _check_room(job: AnyJob) -> None:
         return
     train = job.base if isinstance(job, CompareJob) else job
     check_placement(train, worker_needs(train))
+
+
+def _check_is_of(job: AnyJob) -> None:
+    """Refuse a name under which another job was begun, before anything waits for room."""
+    if isinstance(job, TrainJob):
+        RunDirectory.of(job).check_is_of(job)
+    elif isinstance(job, SearchJob):
+        from vaegen_ray.on_ray.search import check_is_of
+
+        check_is_of(job)
 
 
 def _sources(job: AnyJob) -> dict[str, Location]:

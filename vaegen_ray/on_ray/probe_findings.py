@@ -20,6 +20,8 @@ class Findings:
     python: str = ""
     dashboard: str = ""
     """Host at which the dashboard listens."""
+    head: str = ""
+    """Address of the head's other services, which start processes for whoever reaches them."""
     attempts: int = 0
     """Number of the newest attempt at this run, as its storage knows it."""
     is_complete: bool = False
@@ -32,6 +34,9 @@ class Findings:
         return cls(**json.loads(line.removeprefix(MARK)))
 
     @property
-    def is_exposed(self) -> bool:
-        """Whether the dashboard listens to more than its own machine."""
-        return bool(self.dashboard) and not is_loopback(self.dashboard)
+    def exposed_at(self) -> str | None:
+        """What listens to more than its own machine, in words."""
+        hosts = {"dashboard": self.dashboard, "head": self.head}
+        return next(
+            (f"its {name} listens at {host}" for name, host in hosts.items() if host and not is_loopback(host)), None
+        )

@@ -32,7 +32,7 @@ from vaegen_ray.on_ray.connection import Connection, connect
 from vaegen_ray.on_ray.driver import ATTEMPT, CLUSTER, resources_of
 from vaegen_ray.on_ray.packing import JOB_FILE, fingerprint, packed
 from vaegen_ray.on_ray.probe_findings import MARK, Findings
-from vaegen_ray.runs.attempts import Attempt, read_attempts, root_of
+from vaegen_ray.runs.attempts import Attempt, announce_attempt, now, read_attempts, root_of
 from vaegen_ray.runs.lease import SUBMISSION
 from vaegen_ray.storage import Location
 
@@ -60,6 +60,8 @@ class Submission:
     run: Location
     joined: bool
     """Whether it ran already."""
+    is_announced: bool = True
+    """Whether its run's directory tells of it, also before its driver has begun."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,13 @@ def check_exposure(connection: Connection, findings: Findings | None = None) -> 
     """Refuse a cluster on which anybody who reaches it may run code."""
     where = connection.address
     if not connection.is_exposed:
-        if connection.needs_token or findings is None or not findings.is_exposed:
+        if connection.needs_token or findings is None or findings.exposed_at is None:
             return
-        where = f"its dashboard listens at {findings.dashboard}"
+        where = findings.exposed_at
     raise ClusterError(
         f"the cluster has no authentication and can be reached from outside ({where}): whoever reaches it can run any "
-        "code there. Start it with RAY_AUTH_MODE=token, or let the dashboard listen at 127.0.0.1 and use a tunnel; "
-        "--insecure submits all the same"
+        "code there. Start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one) or, on one machine, "
+        "with --node-ip-address=127.0.0.1; --insecure submits all the same"
     )
 
 
@@ -239,7 +241,21 @@ def submit(connection: Connection, job: AnyJob, package: Path, known_attempts: i
                     f"{request['submission_id']} was taken by another run just now; submit again"
                 ) from error
             return other
-    return Submission(request["submission_id"], root, joined=False)
+    is_announced = _announce(root, number, request["submission_id"], connection.address)
+    return Submission(request["submission_id"], root, joined=False, is_announced=is_announced)
+
+
+def _announce(root: Location, number: int, submission: str, cluster: str) -> bool:
+    """Leave the attempt's record for `status` and `stop`; whether this machine can write to the run's directory."""
+    if root.is_local and not root.exists():
+        return False  # The probe has made it, where the cluster's disk is.
+    attempt = Attempt(number=number, submission=submission, cluster=cluster, driver="", begun=now(), heard=now())
+    try:
+        announce_attempt(root, attempt)
+    except StorageError as error:
+        logger.debug("%s is not announced: %s", submission, error)
+        return False
+    return True
 
 
 def follow(connection: Connection, submission: Submission, *, show_log: bool) -> Outcome:
@@ -279,17 +295,25 @@ def _status_patiently(connection: Connection, name: str) -> Any:
         try:
             return connection.client.get_job_info(name)
         except requests.exceptions.RequestException as error:
-            if time.monotonic() > until_s:
-                raise ClusterUnavailableError(
-                    f"{connection.address} has not answered for {AWAY_S:.0f} s; {name} is lost with its head"
-                ) from error
-            time.sleep(POLL_S)
+            failure: Exception = error
         except RuntimeError as error:
-            if "404" not in str(error) and "does not exist" not in str(error):
-                raise ClusterError(f"{connection.address}: {error}") from error
+            failure = error
+            if not _is_passing(error):
+                if "404" not in str(error) and "does not exist" not in str(error):
+                    raise ClusterError(f"{connection.address}: {error}") from error
+                raise ClusterUnavailableError(
+                    f"the cluster at {connection.address} does not know {name}: its head has begun anew"
+                ) from error
+        if time.monotonic() > until_s:
             raise ClusterUnavailableError(
-                f"the cluster at {connection.address} does not know {name}: its head has begun anew"
-            ) from error
+                f"{connection.address} has not answered for {AWAY_S:.0f} s; {name} is lost with its head"
+            ) from failure
+        time.sleep(POLL_S)
+
+
+def _is_passing(error: RuntimeError) -> bool:
+    """Whether Ray's error is an answer 5xx: `No available agent`, of a head that has just begun, or a proxy's."""
+    return "status code 5" in str(error)
 
 
 def _outcome(info: Any) -> Outcome:
@@ -392,7 +416,7 @@ def _answered(connection: Connection) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, ClusterError):
             raise
-        if "status code 5" in str(error):  # `No available agent`, of a head that has just begun.
+        if _is_passing(error):
             raise ClusterUnavailableError(f"{connection.address} is not ready: {error}") from error
         raise ClusterError(f"{connection.address} refuses: {error}") from error
 

@@ -18,6 +18,7 @@ from typing import Self
 
 from vaegen_ray.config.loading import AnyJob
 from vaegen_ray.config.prepare import PrepareJob
+from vaegen_ray.config.url_secrets import without_url_secrets
 from vaegen_ray.errors import StorageError, VaegenError
 from vaegen_ray.storage import Location
 
@@ -25,10 +26,14 @@ LOGS = "VAEGEN_LOGS"
 """Environment variable: the folder of the attempt that a process belongs to."""
 FAILURE = "VAEGEN_FAILURE"
 """Environment variable: the local file in which a verb leaves the failure that ends it, for its driver."""
+PREPARE_JOB, BESIDE_DATASET = "submission.json", "-submission"
+"""The job that makes a dataset, in a folder that is named as the dataset's and this. Datasets have a `prepare.json`."""
 DRIVER_LOG, RECORD, STOP = "driver.log", "attempt.json", "stop"
 BEAT_S = 10.0
 SILENCE = timedelta(seconds=90)
 """After so long without a word a driver counts as lost."""
+PATIENCE = timedelta(minutes=30)
+"""Before its driver begins, an attempt waits for nodes, and for them to unpack its code."""
 FIRST_UPLOAD_S, UPLOAD_S = 1.0, 10.0
 KEPT_BYTES = 4 * 2**20
 """Of each file of a log, the end: an object store has no append, so all of it is written each time."""
@@ -47,13 +52,14 @@ class AttemptState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One submission of a job, as its driver tells of it."""
+    """One submission of a job, as its driver tells of it; until it begins, as it was submitted."""
 
     number: int
     submission: str
     cluster: str
     """Address of the dashboard, as it was submitted to."""
     driver: str
+    """Empty until it begins."""
     begun: str
     heard: str
     state: AttemptState = AttemptState.RUNNING
@@ -65,7 +71,8 @@ class Attempt:
 
     def seen(self, now: datetime) -> Self:
         """The same, with the state LOST where its driver has been silent for too long."""
-        if self.state is AttemptState.RUNNING and now - datetime.fromisoformat(self.heard) > SILENCE:
+        silence = now - datetime.fromisoformat(self.heard)
+        if self.state is AttemptState.RUNNING and silence > (SILENCE if self.driver else PATIENCE):
             return dataclasses.replace(self, state=AttemptState.LOST)
         return self
 
@@ -73,7 +80,7 @@ class Attempt:
 def root_of(job: AnyJob) -> Location:
     """Where the records of ``job`` lie: its run or search, or beside its dataset."""
     if isinstance(job, PrepareJob):
-        return Location.of(f"{Location.of(job.destination)}-submission")
+        return Location.of(f"{Location.of(job.destination)}{BESIDE_DATASET}")
     return Location.of(job.storage) / job.name
 
 
@@ -97,8 +104,16 @@ def read_attempts(root: Location) -> list[Attempt]:
 
 def write_attempt(root: Location, attempt: Attempt) -> None:
     """Keep ``attempt``, as of now."""
-    record = {**dataclasses.asdict(attempt), "heard": now()}
-    (attempt_folder(root, attempt.number) / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (attempt_folder(root, attempt.number) / RECORD).write_text(_record(attempt))
+
+
+def announce_attempt(root: Location, attempt: Attempt) -> None:
+    """Keep ``attempt`` unless its driver has begun, and keeps it itself."""
+    (attempt_folder(root, attempt.number) / RECORD).create(_record(attempt).encode())
+
+
+def _record(attempt: Attempt) -> str:
+    return json.dumps({**dataclasses.asdict(attempt), "heard": now()}, indent=2) + "\n"
 
 
 def now() -> str:
@@ -163,26 +178,28 @@ class LogArchive:
                 continue  # Object stores recover; a log is not worth a run.
 
 
-SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|CREDENTIAL|PRIVATE", re.IGNORECASE)
-URL_PASSWORD = re.compile(r"://[^/\s@:]*:[^/\s@]*@")
+SECRET_NAMES = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|_PWD$|ACCESS_KEY|API_?KEY|(^|_)KEY$|CONNECTION_STRING|CREDENTIAL|PRIVATE",
+    re.IGNORECASE,
+)
 SHORTEST_SECRET = 6
 """Characters; shorter values would blot out words."""
 
 
 def redacted(text: str, environment: Mapping[str, str]) -> str:
-    """``text`` with the values of secret environment variables, Ray's token and passwords in URLs blotted out."""
+    """``text`` with the values of secret environment variables, Ray's token and secrets in URLs blotted out."""
     secrets = [value for name, value in environment.items() if SECRET_NAMES.search(name) and not name.endswith("_PATH")]
     for secret in sorted([*secrets, _ray_token(environment)], key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, "***")
-    return URL_PASSWORD.sub("://***@", text)
+    return without_url_secrets(text)
 
 
 def _ray_token(environment: Mapping[str, str]) -> str:
-    path = Path(environment.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     try:
         return path.read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 

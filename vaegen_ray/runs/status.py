@@ -7,11 +7,13 @@ from typing import Any
 
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import StorageError, VaegenError
-from vaegen_ray.runs.attempts import Attempt, AttemptState, read_attempts
+from vaegen_ray.runs.attempts import PREPARE_JOB, Attempt, AttemptState, read_attempts
 from vaegen_ray.runs.lease import holder_of
 from vaegen_ray.storage import Location
 
-JOB_FILES = {"job.json": "train", "search.json": "search", "compare.json": "compare"}
+JOB_FILES = {"job.json": "train", "search.json": "search", "compare.json": "compare", PREPARE_JOB: "prepare"}
+
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class RunStatus:
 
     root: Location
     kind: str
-    """`train`, `search`, or empty while the driver has not begun."""
+    """`train`, `search`, `compare`, `prepare`, or empty while the driver has not begun."""
     state: str
     """complete, running, stopped, failed, lost, or unfinished: it was begun, and nobody is at it."""
     position: int | None = None
@@ -81,7 +83,7 @@ def list_runs(storage: Location) -> list[RunStatus]:
         except VaegenError as error:
             if isinstance(error, StorageError):
                 raise
-            status = RunStatus(root, "", "damaged", error=str(error))
+            status = RunStatus(root, "", DAMAGED, error=str(error))
         if status is not None:
             found.append(status)
     return found
