@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from tests.evaluation.samples import finished, tiny_job
+from tests.training.jobs import KL_AUTOENCODER
 from vaegen_ray.cli.main import app
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import DataError, JobError, VaegenError
@@ -80,6 +81,46 @@ def test_reconstruct_verb_names_a_file_that_cannot_be_read(
         (tmp_path / "broken.png").write_bytes(content)
     with pytest.raises(DataError, match=r"broken\.png: must be an image file"):
         printed("reconstruct", vae_run.root, tmp_path / "broken.png")
+
+
+@pytest.fixture
+def kl_run(tmp_path: Path) -> RunDirectory:
+    """The finished run of a KL autoencoder of 16 pixels with the down factor 4."""
+    model = {**KL_AUTOENCODER, "image_size": 16, "widths": [4, 8, 8]}
+    return finished(tiny_job(tmp_path, model=model, name="tiny-kl"))
+
+
+def test_reconstruct_verb_with_full_size_keeps_the_size_of_each_picture(
+    kl_run: RunDirectory, picture: Path, tmp_path: Path
+) -> None:
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    Image.new("L", (21, 9), 200).save(tmp_path / "sideways.png", exif=sideways)
+    output = printed("reconstruct", kl_run.root, picture, tmp_path / "sideways.png", "--full-size")
+    file = kl_run.samples / "final-reconstruct-full-size.png"
+    assert f"picture: {file}" in output
+    shown = Image.open(file.local_path)
+    assert (shown.mode, shown.size) == ("RGB", (50 + 1 + 50, 70 + 1 + 21))
+    assert np.array_equal(np.asarray(shown)[:70, :50], np.asarray(Image.open(picture).convert("RGB")))
+    assert (np.asarray(shown)[71:, :9] == 200).all()
+    assert np.asarray(shown)[71:, 10:19].std() > 0
+    assert not np.asarray(shown)[71:, 19:].any()
+
+
+def test_reconstruct_verb_with_full_size_is_refused_where_all_images_have_one_size(
+    vae_run: RunDirectory, kl_run: RunDirectory, picture: Path
+) -> None:
+    with pytest.raises(JobError, match=r"--full-size: must be for .* 'kl_autoencoder', got 'convolutional', whose"):
+        printed("reconstruct", vae_run.root, picture, "--full-size")
+    with pytest.raises(JobError, match=r"IMAGES: must be image files with --full-size, got `held_out`"):
+        printed("reconstruct", kl_run.root, "held_out", "--full-size")
+
+
+@pytest.mark.parametrize("dataset", ["nonsense", "shipped:nonsense"])
+def test_encode_verb_names_the_argument_that_is_no_dataset(kl_run: RunDirectory, dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^DATASET: .*must") as refusal:
+        printed("encode", kl_run.root, dataset, tmp_path / "latents", "--local")
+    assert "data.source" not in str(refusal.value)
 
 
 def test_interpolate_verb_goes_from_a_picture_to_a_sample(vae_run: RunDirectory, picture: Path) -> None:

@@ -1,6 +1,8 @@
 """The KL autoencoder from a model of the real diffusers library to latents, and back into that library."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.models.test_kl_autoencoder import model_of, published
+from tests.models.test_kl_autoencoder import model_of, published, sharded
 from tests.training.jobs import KL_AUTOENCODER, run_job
 from vaegen_ray.cli.main import app
+from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.errors import JobError, VaegenError
@@ -53,7 +56,8 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path, tmp_path: Path) -> None:
     section = {**MODEL, "start_from": str(tmp_path / "published"), "freeze_encoder": True}
-    published(model_of(**MODEL), tmp_path / "published")
+    scale = {"scaling_factor": 0.3, "shift_factor": 0.1, "latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}
+    published(model_of(**MODEL), tmp_path / "published", force_upcast=False, **scale)
     objective = {key: value for key, value in OBJECTIVE.items() if key != "kl"}
     job = run_job(dataset, tmp_path / "runs", objective, model=section)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_none=True)))
@@ -66,6 +70,7 @@ def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path,
     moved = {name.split(".")[0] for name, tensor in before.state_dict().items() if not torch.equal(tensor, after[name])}
     assert moved == {"decoder"}
 
+    shutil.rmtree(tmp_path / "published")
     vaegen("export", run.root, tmp_path / "exported", "--to", "diffusers")
     theirs = AutoencoderKL.from_pretrained(tmp_path / "exported").eval()
     ours, _ = load_trained_model(run, "cpu")
@@ -78,7 +83,12 @@ def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path,
     assert statistics.images == len(held_out)
     variance = posterior.mean.double().var(dim=(0, 2, 3), unbiased=False) + posterior.var.double().mean(dim=(0, 2, 3))
     torch.testing.assert_close(torch.tensor(statistics.std).double(), variance.sqrt(), rtol=1e-4, atol=1e-6)
-    assert theirs.config.scaling_factor == pytest.approx(statistics.scaling_factor)
+    # What was trained on the latents expects the scale that was published.
+    assert {key: theirs.config[key] for key in scale} == scale
+    assert not theirs.config.force_upcast
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert config["_latents_mean"] == pytest.approx(statistics.mean)
+    assert config["_latents_std"] == pytest.approx(statistics.std)
     with pytest.raises(JobError, match=r"DESTINATION: must be a folder without a model"):
         vaegen("export", run.root, tmp_path / "exported", "--to", "diffusers")
 
@@ -114,9 +124,12 @@ def test_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(dataset: Pa
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_published_autoencoder_in_an_object_store_is_loaded(s3_bucket: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("save", [published, sharded], ids=["whole", "in shards"])
+def test_published_autoencoder_in_an_object_store_is_loaded(
+    save: Callable[[KlAutoencoderModel, Path], object], s3_bucket: str, tmp_path: Path
+) -> None:
     model = model_of(**MODEL)
-    published(model, tmp_path)
+    save(model, tmp_path)
     folder = Location.of(s3_bucket) / "vae"
     for file in tmp_path.iterdir():
         (folder / file.name).upload(file)

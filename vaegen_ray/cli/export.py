@@ -25,6 +25,7 @@ def export(
     to: Annotated[Format, typer.Option(help="`diffusers`: a folder that AutoencoderKL.from_pretrained loads.")],  # noqa: ARG001 (there is one so far)
 ) -> None:
     """Write the averaged weights of a KL autoencoder, and the statistics of its latents, for the library diffusers."""
+    from vaegen_ray.evaluation.diffusers_config import kept_config
     from vaegen_ray.evaluation.diffusers_format import save_as_diffusers
     from vaegen_ray.evaluation.trained_model import load_latent_statistics, load_trained_model
 
@@ -37,5 +38,6 @@ def export(
         )
     if names := [name for name in folder.names() if name.endswith((".json", ".safetensors"))]:
         raise JobError(f"DESTINATION: must be a folder without a model, {folder} holds {names[0]}; give another")
-    save_as_diffusers(generator, job.model, load_latent_statistics(directory), folder)
+    published = kept_config(job.model, directory.final)
+    save_as_diffusers(generator, job.model, load_latent_statistics(directory), folder, published)
     Console(markup=False).print(f"AutoencoderKL: {folder}", soft_wrap=True)

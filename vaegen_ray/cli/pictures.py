@@ -1,6 +1,7 @@
 """`vaegen sample`, `vaegen reconstruct` and `vaegen interpolate`: PNG grids of what a finished run makes."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from vaegen_ray.cli.evaluate import Device, Run, device_named
 from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
 from vaegen_ray.storage import Location
@@ -43,13 +45,20 @@ def sample(
 def reconstruct(
     run: Run,
     images: Annotated[list[str], typer.Argument(help="Image files of any size, or `held_out` for 32 held-out images.")],
+    full_size: Annotated[  # noqa: FBT002
+        bool, typer.Option("--full-size", help="Keep the size of each file, in tiles; of a KL autoencoder.")
+    ] = False,
     output: Output = None,
     device: Device = None,
 ) -> None:
-    """Show images above their reconstructions by a trained model."""
-    from vaegen_ray.evaluation.pictures import reconstruction_grid
+    """Show images above their reconstructions by a trained model; with --full-size, beside them."""
+    from vaegen_ray.evaluation.pictures import full_size_reconstructions, reconstruction_grid
 
     directory, generator, job = _opened(run, device)
+    if full_size:
+        picture = full_size_reconstructions(generator, _images_of_own_size(images, job))
+        _save(picture, output, directory.samples / "final-reconstruct-full-size.png")
+        return
     _save(reconstruction_grid(generator, _images(images, job)), output, directory.samples / "final-reconstruct.png")
 
 
@@ -93,6 +102,21 @@ def _images(names: list[str], job: TrainJob) -> "Tensor":
     if HELD_OUT in names:
         raise JobError(f"IMAGES: must be image files, or `{HELD_OUT}` alone, got both; write ./{HELD_OUT} for a file")
     return read_images(names, job.model)
+
+
+def _images_of_own_size(names: list[str], job: TrainJob) -> "Iterator[Tensor]":
+    from vaegen_ray.evaluation.image_files import read_image_of_own_size
+
+    if not isinstance(job.model, KlAutoencoderModel):
+        raise JobError(
+            f"--full-size: must be for the run of a model.kind 'kl_autoencoder', got '{job.model.kind}', whose images "
+            "have one size; leave it out"
+        )
+    if HELD_OUT in names:
+        raise JobError(
+            f"IMAGES: must be image files with --full-size, got `{HELD_OUT}`, which have one size; leave it out"
+        )
+    return (read_image_of_own_size(name, job.model.channels) for name in names)
 
 
 def _latent(end: str, generator: "Generator", job: TrainJob) -> "Tensor":

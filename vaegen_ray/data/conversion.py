@@ -133,6 +133,11 @@ def to_pixels(content: bytes, image_format: ImageFormat) -> Pixels:
     return _fitted(_decoded(content, image_format.channels), image_format)
 
 
+def to_pixels_of_own_size(content: bytes, channels: int) -> Pixels:
+    """As :func:`to_pixels`, in the size that the image has: [height, width, channels]."""
+    return _joined([np.asarray(plane) for plane in _decoded(content, channels)])
+
+
 def _decoded(content: bytes, channels: int) -> list[Image.Image]:
     """The upright image in its own size: one with all channels, or one for each channel of an array."""
     if not content:
@@ -147,7 +152,10 @@ def _decoded(content: bytes, channels: int) -> list[Image.Image]:
 
 def _fitted(planes: list[Image.Image], image_format: ImageFormat) -> Pixels:
     """The image at its final size, [size, size, channels]."""
-    arrays = [np.asarray(_fit(plane, image_format)) for plane in planes]
+    return _joined([np.asarray(_fit(plane, image_format)) for plane in planes])
+
+
+def _joined(arrays: list[Pixels]) -> Pixels:
     if arrays[0].ndim == 2:
         return np.stack(arrays, axis=2)
     return arrays[0]

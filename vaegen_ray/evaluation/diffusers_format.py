@@ -4,6 +4,7 @@ Nothing is unpickled, and the library itself is not needed.
 """
 
 import json
+import re
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from vaegen_ray.config.model import KlAutoencoderModel
-from vaegen_ray.errors import DataError, JobError
+from vaegen_ray.errors import DataError
+from vaegen_ray.evaluation.diffusers_config import CONFIG, check_layers, config_of
 from vaegen_ray.evaluation.latent_statistics import LatentStatistics
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 
-CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-OTHER_WEIGHTS = ("diffusion_pytorch_model.fp16.safetensors",)
+STEM = "diffusion_pytorch_model"
+WEIGHTS = f"{STEM}.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+SHARD = re.compile(r"-\d+-of-\d+\.")
 
 PREFIXES = (
     ("encoder.to_posterior.", "quant_conv."),
@@ -35,14 +38,22 @@ OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".
 
 
 def save_as_diffusers(
-    generator: Generator, model: KlAutoencoderModel, statistics: LatentStatistics | None, destination: Location
+    generator: Generator,
+    model: KlAutoencoderModel,
+    statistics: LatentStatistics | None,
+    destination: Location,
+    published: dict[str, Any] | None = None,
 ) -> None:
-    """Write the folder ``destination``, from which `AutoencoderKL.from_pretrained` loads; the config last."""
+    """Write the folder ``destination``, from which `AutoencoderKL.from_pretrained` loads; the config last.
+
+    ``published`` is the config of the model that the run began with, where it did.
+    """
     weights = {
         _theirs(name): tensor.detach().float().cpu().contiguous() for name, tensor in generator.state_dict().items()
     }
     (destination / WEIGHTS).write_bytes(bytes_of(weights, metadata={"format": "pt"}))
-    (destination / CONFIG).write_text(json.dumps(_config(model, statistics), indent=2) + "\n")
+    config = config_of(model, statistics, published)
+    (destination / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_diffusers_weights(generator: Generator, folder: Location, model: KlAutoencoderModel) -> None:
@@ -50,105 +61,69 @@ def load_diffusers_weights(generator: Generator, folder: Location, model: KlAuto
 
     Raises DataError where there is none or it is damaged, and JobError where its layers are not those of ``model``.
     """
-    check_diffusers(folder, model)
-    file = _weights_file(folder)
-    try:
-        found = tensors_of(file.read_bytes())
-    except SafetensorError as error:
-        raise DataError(f"{file}: must be a safetensors file, cannot be read ({error}); fetch it again") from error
-    generator.load_state_dict(_matched(found, generator.state_dict(), file))
+    check_layers(folder, model)
+    found: dict[str, Tensor] = {}
+    chosen = _chosen(folder)
+    for file in _files(chosen):
+        try:
+            found |= tensors_of(file.read_bytes())
+        except SafetensorError as error:
+            raise DataError(f"{file}: must be a safetensors file, cannot be read ({error}); fetch it again") from error
+    generator.load_state_dict(_matched(found, generator.state_dict(), chosen))
 
 
 def check_diffusers(folder: Location, model: KlAutoencoderModel) -> None:
-    """Refuse, from the config alone, what is missing, of another class, or has other layers than ``model``."""
-    file = folder / CONFIG
-    if not file.exists():
-        raise DataError(
-            f"model.start_from: {folder} must hold {CONFIG} and {WEIGHTS} of an AutoencoderKL, has no {CONFIG}; give "
-            "the folder of the autoencoder itself, in a pipeline its `vae`"
-        )
-    try:
-        config = json.loads(file.read_text())
-        theirs = _layers(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{file}: must be the config of an AutoencoderKL, is not ({error!r}); fetch it again"
-        ) from error
-    ours = _layers(_config(model, None))
-    different = [
-        f"model.{key} must be {_shown(theirs[key])}, got {_shown(ours[key])}"
-        for key in ours
-        if ours[key] != theirs[key]
-    ]
-    if different:
-        raise JobError(
-            f"model.start_from: the layers must be those of {file}: {'; '.join(different)}; set them as they are there"
-        )
-    _weights_file(folder)
+    """Refuse, without reading weights, what is missing, of another class, or has other layers than ``model``."""
+    check_layers(folder, model)
+    _files(_chosen(folder))
 
 
-def _weights_file(folder: Location) -> Location:
+def _chosen(folder: Location) -> Location:
+    """The file of the weights, or the index of their shards; of a variant (`.fp16.`) where there is no other."""
     names = folder.names()
-    for name in (WEIGHTS, *OTHER_WEIGHTS):
-        if name in names:
-            return folder / name
+    return folder / (next((name for name in (INDEX, WEIGHTS) if name in names), None) or _only_variant(folder, names))
+
+
+def _files(chosen: Location) -> list[Location]:
+    if not chosen.name.endswith(".json"):
+        return [chosen]
+    shards, names = _shards(chosen), chosen.parent.names()
+    if missing := [shard for shard in shards if shard not in names]:
+        raise DataError(f"{chosen.parent / missing[0]}: must be there, {chosen.name} names it as a shard; fetch it too")
+    return [chosen.parent / shard for shard in shards]
+
+
+def _only_variant(folder: Location, names: list[str]) -> str:
+    weights = [name for name in names if name.startswith(STEM) and name.endswith(".safetensors")]
+    shards = [name for name in weights if SHARD.search(name)]
+    indices = [name for name in names if name.startswith(f"{WEIGHTS}.index.") and name.endswith(".json")]
+    variants = [name for name in weights if name not in shards] + indices
+    if len(variants) == 1:
+        return variants[0]
+    rule = f"model.start_from: {folder} must hold {WEIGHTS}"
+    if variants:
+        raise DataError(f"{rule} or one variant of it, got {', '.join(variants)}; copy it with one of them alone")
+    if shards:
+        raise DataError(f"{rule}, got {shards[0]}, a shard, without its index {INDEX}; fetch it too")
     pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
     also = f"{pickled[0]} is pickled and is not read, " if pickled else ""
     raise DataError(
-        f"model.start_from: {folder} must hold {WEIGHTS}, {also}got {', '.join(names[:5])}; save the model with "
-        "diffusers' save_pretrained(..., safe_serialization=True)"
+        f"{rule}, {also}got {', '.join(names[:5])}; save the model with diffusers' "
+        "save_pretrained(..., safe_serialization=True)"
     )
 
 
-def _config(model: KlAutoencoderModel, statistics: LatentStatistics | None) -> dict[str, Any]:
-    num_stages = len(model.widths)
-    config: dict[str, Any] = {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": "0.35.0",
-        "act_fn": "silu",
-        "block_out_channels": list(model.widths),
-        "down_block_types": ["DownEncoderBlock2D"] * num_stages,
-        "up_block_types": ["UpDecoderBlock2D"] * num_stages,
-        "in_channels": model.channels,
-        "out_channels": model.channels,
-        "latent_channels": model.latent_channels,
-        "layers_per_block": model.depth,
-        "mid_block_add_attention": model.mid_attention,
-        "norm_num_groups": model.norm_groups,
-        "sample_size": model.image_size,
-        "use_quant_conv": model.latent_convolutions,
-        "use_post_quant_conv": model.latent_convolutions,
-        "force_upcast": False,
-    }
-    if statistics is not None:
-        config |= {
-            "scaling_factor": statistics.scaling_factor,
-            "shift_factor": statistics.shift_factor,
-            "latents_mean": list(statistics.mean),
-            "latents_std": list(statistics.std),
-        }
-    return config
-
-
-def _layers(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides the layers, by the keys of a job; defaults of old configs filled in as diffusers does."""
-    if config.get("_class_name") != "AutoencoderKL":
-        raise ValueError(f"_class_name is {config.get('_class_name')!r}")
-    before, behind = config.get("use_quant_conv", True), config.get("use_post_quant_conv", True)
-    kinds = {*config["down_block_types"], *config["up_block_types"]}
-    if before != behind or not kinds <= {"DownEncoderBlock2D", "UpDecoderBlock2D"} or config["act_fn"] != "silu":
-        raise ValueError("its blocks, its activation or its one latent convolution are not supported")
-    if config["in_channels"] != config["out_channels"]:
-        raise ValueError("in_channels and out_channels differ")
-    return {
-        "channels": config["in_channels"],
-        "latent_channels": config["latent_channels"],
-        "widths": list(config["block_out_channels"]),
-        "depth": config["layers_per_block"],
-        "norm_groups": config["norm_num_groups"],
-        "mid_attention": config.get("mid_block_add_attention", True),
-        "latent_convolutions": before,
-    }
+def _shards(index: Location) -> list[str]:
+    """The files that an index names."""
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{index}: must be an index of shards with a weight_map, is none ({error!r}); fetch it again"
+        ) from error
+    if not shards or not all(isinstance(shard, str) for shard in shards):
+        raise DataError(f"{index}: weight_map: must name the file of each tensor, got {shards!r}; fetch it again")
+    return sorted(shards)
 
 
 def _theirs(name: str) -> str:
@@ -184,7 +159,3 @@ def _modern(name: str) -> str:
         for old, new in OLD_ATTENTION.items():
             name = name.replace(old, new)
     return name
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)

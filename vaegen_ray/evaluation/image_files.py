@@ -1,6 +1,6 @@
 """Picture files as the images of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vaegen_ray.config.model import Model
 from vaegen_ray.config.prepare import ImageFormat
-from vaegen_ray.data.conversion import to_pixels
+from vaegen_ray.data.conversion import to_pixels, to_pixels_of_own_size
+from vaegen_ray.data.pixels import Pixels
 from vaegen_ray.errors import DataError, StorageError
 from vaegen_ray.evaluation.inference import images_of_bytes
 from vaegen_ray.storage import Location
@@ -21,16 +22,23 @@ def read_images(files: Sequence[str], model: Model) -> Tensor:
     is missing or cannot be read.
     """
     image_format = ImageFormat(size=model.image_size, channels=model.channels, fit="crop")
-    return images_of_bytes(np.stack([_read(Location.of(file), image_format) for file in files]), torch.device("cpu"))
+    pixels = [_read(Location.of(file), lambda content: to_pixels(content, image_format)) for file in files]
+    return images_of_bytes(np.stack(pixels), torch.device("cpu"))
 
 
-def _read(file: Location, image_format: ImageFormat) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def read_image_of_own_size(file: str, channels: int) -> Tensor:
+    """The file as :func:`read_images` converts it, in the size that it has: (1, C, H, W)."""
+    pixels = _read(Location.of(file), lambda content: to_pixels_of_own_size(content, channels))
+    return images_of_bytes(pixels[np.newaxis], torch.device("cpu"))
+
+
+def _read(file: Location, convert: Callable[[bytes], Pixels]) -> Pixels:
     try:
         content = file.read_bytes()
     except StorageError as error:
         raise DataError(f"{file}: must be an image file, there is none to read: {error}") from error
     try:
-        return to_pixels(content, image_format)
+        return convert(content)
     except Exception as error:
         # Pillow's decoders raise a dozen unrelated classes on damaged bytes.
         raise DataError(f"{file}: must be an image file, cannot be read ({error}); check it or give another") from error

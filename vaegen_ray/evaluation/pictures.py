@@ -1,7 +1,9 @@
 """Pictures of what a generator makes: samples, reconstructions, interpolations, as grids."""
 
 import io
+import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from PIL import Image
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vaegen_ray.evaluation.inference import decoded, device_of, posterior_means, prior_latents
+from vaegen_ray.evaluation.tiles import reconstruction_in_tiles
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 
@@ -54,6 +57,19 @@ def reconstruction_grid(generator: Generator, images_BCHW: Tensor, columns: int 
     originals, reconstructions = torch.cat([images_BCHW, black]), torch.cat([reconstructions, black])
     rows = zip(torch.split(originals, columns), torch.split(reconstructions, columns), strict=True)
     return image_grid(torch.cat([row for pair in rows for row in pair]), columns)
+
+
+def full_size_reconstructions(generator: Generator, images: Iterable[Tensor]) -> Image.Image:
+    """One below the other, each image (1, C, H, W) in its own size and, to the right, its reconstruction in tiles."""
+    device, rows = device_of(generator), []
+    for image_1CHW in images:
+        reconstruction = reconstruction_in_tiles(generator, image_1CHW.to(device)).cpu()
+        rows.append(image_grid(torch.cat([image_1CHW, reconstruction]), columns=2))
+    tops = [0, *itertools.accumulate(row.height + GAP_PIXELS for row in rows)]
+    picture = Image.new(rows[0].mode, (max(row.width for row in rows), tops[-1] - GAP_PIXELS))
+    for top, row in zip(tops, rows, strict=False):
+        picture.paste(row, (0, top))
+    return picture
 
 
 def interpolation_grid(generator: Generator, a: Tensor, b: Tensor, steps: int) -> Image.Image:

@@ -17,6 +17,7 @@ from vaegen_ray.data.pixels import Pixels
 from vaegen_ray.data.placement import Images, training_images
 from vaegen_ray.data.plain_parquet import check_dataset, open_dataset
 from vaegen_ray.errors import JobError
+from vaegen_ray.evaluation.diffusers_config import PUBLISHED, keep_config
 from vaegen_ray.evaluation.diffusers_format import check_diffusers, load_diffusers_weights
 from vaegen_ray.evaluation.features import check_features
 from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH
@@ -168,15 +169,20 @@ def _newest_state(job: TrainJob, session: Session, run: RunDirectory) -> TrainSt
     """Of the newest checkpoint, or of the beginning."""
     state = TrainState(job, session.device)
     restore_newest(state, run)
-    if state.position == 0:
-        together(lambda: _start_from_published(state, job))
+    together(lambda: _start_from_published(state, job, run))
     return state
 
 
-def _start_from_published(state: TrainState, job: TrainJob) -> None:
-    if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None:
+def _start_from_published(state: TrainState, job: TrainJob, run: RunDirectory) -> None:
+    if not isinstance(job.model, KlAutoencoderModel) or job.model.start_from is None:
+        return
+    folder, is_new = Location.of(job.model.start_from), state.position == 0
+    if is_new:
         for generator in (state.objective.generator, state.ema.generator):
-            load_diffusers_weights(generator, Location.of(job.model.start_from), job.model)
+            load_diffusers_weights(generator, folder, job.model)
+    # A trial that goes on with the beginning of another has none yet.
+    if is_rank_0() and (is_new or not (run.final / PUBLISHED).exists()):
+        keep_config(folder, run.final)
 
 
 def _latent_statistics(job: TrainJob, session: Session, state: TrainState, images: Images) -> LatentStatistics | None:
