@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.search.samples import search_job
-from vaegen_ray.bench.tradeoff import METRICS, TradeOff, left_out_correlations, table_of
+from vaegen_ray.bench.run_table import METRICS, RunTable
+from vaegen_ray.bench.tradeoff import TradeOff, fitted_table, left_out_correlations
 from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.search import Population, Settings
 from vaegen_ray.search.directory import SearchDirectory
@@ -87,10 +88,15 @@ def test_data_file_is_made_from_the_log_of_a_search(tmp_path: Path) -> None:
         if number:
             log.record(ended(number, TrialState.COMPLETE, scores=log.trials[number].rungs[96]))
     log.close()
-    table = table_of(directory)
+    table = fitted_table(directory)
     assert (len(table["trials"]), table["positions"]) == (11, [32, 64, 96])
     tradeoff = TradeOff(json.loads(json.dumps(table)))
     for trial in table["trials"]:
         assert tradeoff.final(trial["settings"])["reconstruction_psnr"] == pytest.approx(
             trial["scores"]["reconstruction_psnr"][-1], abs=0.15
         )
+    runs = RunTable(table)
+    for trial in table["trials"]:
+        near = {name: value * 1.001 for name, value in trial["settings"].items()}
+        assert runs.observed(near, 64, 0) == {name: scores[1] for name, scores in trial["scores"].items()}
+        assert runs.final(near)["kl_nats"] == trial["scores"]["kl_nats"][-1]

@@ -12,7 +12,7 @@ from vaegen_ray.config.search import Population, SearchJob, Settings
 from vaegen_ray.search.stopping import START_IMAGES, StoppingRule, donor_of, make_rule, perturbed
 from vaegen_ray.search.trials import Trial
 
-LATE = int(0.6 * TOTAL) // EVERY * EVERY + EVERY
+LATE = TOTAL // 2 // EVERY * EVERY
 
 
 def pareto(job_sets: tuple[str, ...] = (), objectives: Any = FRONT, **sections: Any) -> tuple[SearchJob, StoppingRule]:
@@ -60,7 +60,7 @@ def test_trials_on_the_front_are_never_stopped_and_dominated_ones_only_when_all_
     stopped = race.to(TOTAL - EVERY)
     assert set(stopped) <= {1, 3, 5, 7, 9, 11}
     assert len(stopped) >= 3
-    assert set(stopped.values()) == {LATE}, "sample quality may be judged from 60 % of the run"
+    assert set(stopped.values()) == {LATE}, "sample quality may be judged from half of the run on"
     assert "dominate it in all objectives" in race.reasons[11][1]
 
 
@@ -140,6 +140,17 @@ def test_value_is_the_mean_of_the_newest_rungs_and_not_the_best() -> None:
     verdicts = {number: rule.reached(trial, LATE) for number, trial in trials.items()}
     assert verdicts[10] is not None
     assert verdicts[0] is None
+
+
+def test_rungs_of_long_ago_do_not_count_for_the_mean() -> None:
+    """Of a run with four rungs the last but one says how the trial was a quarter of the run ago."""
+    _, rule = pareto(objectives=ONE, scheduler={"kind": "pareto", "smoothing_rungs": 2})
+    late = TOTAL * 3 // 4
+    trials = {number: Trial(number, {}) for number in range(8)}
+    for number, trial in trials.items():
+        # The later in the race, the better now, and the worse a quarter of the run ago.
+        trial.rungs = {TOTAL // 2: {"sample_fid": 100.0 * number}, late: {"sample_fid": 20.0 - number}}
+    assert [rule.reached(trial, late) for trial in trials.values()] == [None] * 8
 
 
 def test_collapsed_code_stops_after_two_rungs_where_reconstructions_are_asked_for() -> None:

@@ -10,7 +10,6 @@ their principal components, and each component is a Gaussian process of the sett
 chapter 2), each axis scaled to [0, 1] as it is drawn. The noise of one evaluation is drawn by hashing.
 """
 
-import hashlib
 import json
 import math
 import sys
@@ -23,19 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vaegen_ray.bench.run_table import METRICS, box_of, draws_of, point_of, search_of, table_of
 from vaegen_ray.config.loading import job_of
-from vaegen_ray.config.search import Choice, Integer, LogUniform, SearchJob, Settings
+from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.search.directory import SearchDirectory
-from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.open import load_search
-from vaegen_ray.search.pareto import front
 from vaegen_ray.search.quality import Box
-from vaegen_ray.search.trials import TrialState
 from vaegen_ray.storage import Location
 
 SHIPPED = Path(__file__).parent / "shipped" / "tradeoff.json"
 
-METRICS = ("reconstruction_psnr", "sample_fid", "kl_nats")
 LOGARITHMIC = ("sample_fid", "kl_nats")
 LEAST_NATS = 1e-3
 COMPONENTS = 6
@@ -147,21 +143,17 @@ class TradeOff:
 
     def search(self, seed: int) -> SearchJob:
         """The job of a search on the surrogate, whose sampler and scheduler are the defaults."""
-        sections = {"base", "space", "objectives", "constraints"}
-        tree = self.job.model_dump(mode="json", include=sections)
-        more = {"kind": "search", "name": "tradeoff", "trials": 100_000, "points": [], "seed": seed}
-        return SearchJob.model_validate({**tree, **more})
+        return search_of(self.job, seed)
 
     def truth(self, settings: Settings, position: int) -> dict[str, float]:
         """Scores without noise."""
-        curve = self._curve(_point(self.job, settings))[:, self._positions.index(position)]
+        curve = self._curve(point_of(self.job, settings))[:, self._positions.index(position)]
         return {name: _score(name, value) for name, value in zip(METRICS, curve, strict=True)}
 
     def observed(self, settings: Settings, position: int, seed: int) -> dict[str, float]:
         """Scores as one evaluation gives them: the noise is a function of the arguments."""
-        digest = hashlib.blake2b(repr((sorted(settings.items()), position, seed)).encode(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "big"))
-        curve = self._curve(_point(self.job, settings))[:, self._positions.index(position)]
+        rng = draws_of(settings, position, seed)
+        curve = self._curve(point_of(self.job, settings))[:, self._positions.index(position)]
         noise = [rng.normal(0, self._noise[name]) for name in METRICS]
         return {name: _score(name, value) for name, value in zip(METRICS, curve + noise, strict=True)}
 
@@ -170,16 +162,10 @@ class TradeOff:
         return self.truth(settings, self._positions[-1])
 
     def box(self) -> Box:
-        """The box of the true front, as the best of many random settings show it, and a tenth of it beyond."""
+        """The box from the best of many random settings to what half of them reach."""
         rng = np.random.default_rng(0)
         ends = self._model(rng.random((RANDOM_SETTINGS, len(self.job.space)))).reshape(-1, *self._shape)[:, :, -1]
-        scores = [{name: _score(name, end) for name, end in zip(METRICS, row, strict=True)} for row in ends]
-        best = np.empty((0, len(self.job.objectives)))
-        for costs in np.array_split([self.job.costs(each) for each in scores if self.job.is_feasible(each)], 50):
-            both = np.vstack([best, costs])
-            best = both[front(both)]
-        ideal, nadir = best.min(0), best.max(0)
-        return Box(tuple(ideal.tolist()), tuple((nadir + 0.1 * (nadir - ideal)).tolist())).filled_by(best)
+        return box_of(self.job, [dict(zip(METRICS, map(_score, METRICS, end), strict=True)) for end in ends])
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -190,20 +176,9 @@ class TradeOff:
 
 
 def _data(job: SearchJob, table: Mapping[str, Any]) -> tuple[Array, Array]:
-    points = np.array([_point(job, trial["settings"]) for trial in table["trials"]])
+    points = np.array([point_of(job, trial["settings"]) for trial in table["trials"]])
     curves = [[_value(name, score) for name in METRICS for score in trial["scores"][name]] for trial in table["trials"]]
     return points, np.array(curves)
-
-
-def _point(job: SearchJob, settings: Settings) -> tuple[float, ...]:
-    point = []
-    for name, axis in job.space.items():
-        assert not isinstance(axis, Choice)
-        low, high, value = float(axis.low), float(axis.high), float(settings[name])
-        if isinstance(axis, LogUniform) or (isinstance(axis, Integer) and axis.log):
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        point.append((value - low) / (high - low))
-    return tuple(point)
 
 
 def _value(metric: str, score: float) -> float:
@@ -217,26 +192,12 @@ def _score(metric: str, value: float) -> float:
 # ---------------------------------------------------------------------------- made from a search
 
 
-def table_of(directory: SearchDirectory) -> dict[str, Any]:
+def fitted_table(directory: SearchDirectory) -> dict[str, Any]:
     """The data file, from the directory of a search whose trials were all trained to their end."""
-    job = load_search(directory)
-    trials = [trial for trial in read_trials(directory) if trial.state is TrialState.COMPLETE]
-    positions = sorted(set.intersection(*(set(trial.rungs) for trial in trials)))
-    tree = job.model_dump(mode="json")
-    tree.update(storage="runs", trials=len(trials))
-    table: dict[str, Any] = {
-        "search": tree,
-        "positions": positions,
-        "trials": [
-            {
-                "settings": trial.settings,
-                "scores": {name: [round(trial.rungs[at][name], 4) for at in positions] for name in METRICS},
-            }
-            for trial in trials
-        ],
-    }
-    points, curves = _data(job, table)
-    table["noise"] = dict(zip(METRICS, _jitter(curves.reshape(len(trials), len(METRICS), -1)), strict=True))
+    table = table_of(directory)
+    points, curves = _data(load_search(directory), table)
+    num_trials = len(table["trials"])
+    table["noise"] = dict(zip(METRICS, _jitter(curves.reshape(num_trials, len(METRICS), -1)), strict=True))
     table["kernels"] = [asdict(kernel) for kernel in Curves(points, curves).kernels]
     return table
 
@@ -269,8 +230,8 @@ def rank_correlation(left: Array, right: Array) -> float:
 
 def main(search: str, file: str) -> None:
     """Make the data file, and say how well the surrogate predicts runs that it was not fitted to."""
-    table = table_of(SearchDirectory(Location.of(search)))
-    Path(file).write_text(json.dumps(table, indent=1) + "\n")
+    table = fitted_table(SearchDirectory(Location.of(search)))
+    Path(file).write_text(json.dumps(table) + "\n")
     tradeoff = TradeOff(table)
     found = left_out_correlations(tradeoff.points, tradeoff.curves).reshape(len(METRICS), -1)
     print(f"{len(tradeoff.points)} runs; rank correlation with left-out runs, by rung:")  # noqa: T201

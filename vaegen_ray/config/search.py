@@ -164,10 +164,10 @@ class ParetoStopping(Section):
     """Of the trials that reached a rung, those in the best 1/reduction go on for sure."""
     grace_images: Images | None = None
     """Neither distortion nor sample quality is judged before; by default adversarial.start_images + 15 % of the run."""
-    quality_from_fraction: ProperFraction = 0.6
+    quality_from_fraction: ProperFraction = 0.5
     """Part of the run after which sample quality (`sample_*`) is judged."""
     smoothing_rungs: Count = 2
-    """A value is the mean of so many newest rungs, never the best so far."""
+    """A value is the mean of so many newest rungs within 15 % of the run, never the best so far."""
 
 
 class AshaStopping(Section):
