@@ -46,6 +46,10 @@ class Scale:
     num_stopped: int
 
 
+FEWEST_EVENTS = 1000
+"""Of which a rate is told."""
+
+
 def measure_search(trials: int, concurrent: int, directory: Path, on_part: Callable[[Part], None]) -> Scale:
     """Search for a front of two objectives over six axes, with the default sampler and scheduler."""
     job = _job(trials, directory)
@@ -57,7 +61,8 @@ def measure_search(trials: int, concurrent: int, directory: Path, on_part: Calla
 
     def after_event(events: Events) -> None:
         nonlocal parts, since
-        if len(log.trials) < 1000 * (parts + 1) or events.num_events == since[0]:
+        # The first trials begin all at once, before anything has happened.
+        if len(log.trials) < 1000 * (parts + 1) or events.num_events - since[0] < FEWEST_EVENTS:
             return
         parts, now = len(log.trials) // 1000, time.process_time()
         memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
