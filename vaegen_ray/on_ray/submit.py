@@ -116,8 +116,8 @@ def check_exposure(connection: Connection, findings: Findings | None = None) -> 
         where = findings.exposed_at
     raise ClusterError(
         f"the cluster has no authentication and can be reached from outside ({where}): whoever reaches it can run any "
-        "code there. Start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one) or, on one machine, "
-        "with --node-ip-address=127.0.0.1; --insecure submits all the same"
+        "code there. Start it with RAY_AUTH_MODE=token (`ray get-auth-token --generate` makes one); where a firewall "
+        "keeps others away, --insecure submits all the same"
     )
 
 
