@@ -27,7 +27,7 @@ from vaegen_ray.evaluation.trained_model import load_latent_statistics, load_tra
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 from vaegen_ray.training.local_session import LocalSession
-from vaegen_ray.training.run import run_training
+from vaegen_ray.training.run import check_train_job, run_training
 
 CPU = torch.device("cpu")
 MODEL: dict[str, Any] = {**KL_AUTOENCODER, "image_size": 16, "channels": 1}
@@ -122,6 +122,16 @@ def test_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(dataset: Pa
     one, other = weights(RunDirectory.of(at_once)), weights(RunDirectory.of(in_two))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_run_goes_on_when_the_model_that_it_began_with_is_gone(dataset: Path, tmp_path: Path) -> None:
+    published(model_of(**MODEL), tmp_path / "published")
+    job = run_job(dataset, tmp_path / "runs", OBJECTIVE, model={**MODEL, "start_from": str(tmp_path / "published")})
+    run_training(job, LocalSession(0, 1, CPU), until=48)
+    shutil.rmtree(tmp_path / "published")
+    check_train_job(job)
+    assert run_training(job, LocalSession(0, 1, CPU)).position == 80
+    vaegen("export", RunDirectory.of(job).root, tmp_path / "exported", "--to", "diffusers")
 
 
 @pytest.mark.parametrize("save", [published, sharded], ids=["whole", "in shards"])

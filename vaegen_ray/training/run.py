@@ -70,7 +70,9 @@ def check_train_job(job: TrainJob) -> None:
 def check_inputs(job: TrainJob) -> None:
     """Refuse what a look at dataset, weights and packages can refuse."""
     check_dataset(job.data, job.model)
-    if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None:
+    # Later, the run's own checkpoints have all of it.
+    has_begun = bool(RunDirectory.of(job).checkpoint_positions())
+    if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None and not has_begun:
         check_diffusers(Location.of(job.model.start_from), job.model)
     if job.evaluation.features is not None:
         check_features(job.evaluation.features)
