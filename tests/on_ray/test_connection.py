@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from tests.on_ray.dashboards import forget_clusters, served, version_of
 from vaegen_ray.errors import ClusterError, ClusterUnavailableError
 from vaegen_ray.on_ray.connection import Connection, connect, is_loopback, resolved_address
 from vaegen_ray.on_ray.probe_findings import Findings
@@ -25,34 +25,18 @@ def dashboard(
 ) -> Iterator[str]:
     """A server that answers as a dashboard would, or with ``body``, or with the status ``failure``."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            given = self.headers.get("Authorization")
-            status = 200 if token is None or given == f"Bearer {token}" else (403 if given else 401)
-            answer = {
-                "version": "4",
-                "ray_version": version or metadata.version("ray"),
-                "ray_commit": "c",
-                "session_name": "s",
-            }
-            self.send_response(failure or status)
-            self.end_headers()
-            self.wfile.write(body if body is not None else json.dumps(answer).encode())
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        given = request.headers.get("Authorization")
+        status = 200 if token is None or given == f"Bearer {token}" else (403 if given else 401)
+        return failure or status, body if body is not None else json.dumps(version_of(version)).encode()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
+    with served(answer) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
 def _no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    forget_clusters(tmp_path, monkeypatch)
 
 
 def test_nothing_at_the_address_says_what_to_check() -> None:

@@ -1,17 +1,16 @@
 """From a job to an attempt, against a server that answers as Ray's job server does."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import metadata
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.config.samples import tree_of
+from tests.on_ray.dashboards import forget_clusters, served, version_of
 from vaegen_ray.config.loading import AnyJob, job_of
 from vaegen_ray.on_ray import submit
 from vaegen_ray.on_ray.connection import Connection, connect
@@ -31,7 +30,7 @@ class JobServer:
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, object]:
         name = path.removeprefix("/api/jobs/")
         if path == "/api/version":
-            return 200, {"version": "4", "ray_version": metadata.version("ray"), "ray_commit": "c", "session_name": "s"}
+            return 200, version_of()
         if path.startswith("/api/packages/"):
             return 200, {}
         if method == "POST" and not name:
@@ -49,31 +48,18 @@ class JobServer:
 def job_server() -> Iterator[tuple[JobServer, Connection]]:
     jobs = JobServer()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, answer = jobs.answer(self.command, self.path.split("?")[0], body)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+    def answer(request: BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        status, content = jobs.answer(request.command, request.path.split("?")[0], body)
+        return status, json.dumps(content).encode()
 
-        do_POST = do_GET
-        do_PUT = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield jobs, connect(f"http://127.0.0.1:{server.server_address[1]}")
-    server.shutdown()
+    with served(answer) as address:
+        yield jobs, connect(address)
 
 
 @pytest.fixture(autouse=True)
 def _quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    forget_clusters(tmp_path, monkeypatch)
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     monkeypatch.setattr(submit, "AWAY_S", 0.3)
 
