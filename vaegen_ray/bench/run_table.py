@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 
 
 class RunTable:
-    """What a VAE-GAN of some settings scored, with the search that asks for it."""
+    """What a VAE-GAN of some settings scored, with the job of the search that asks for it."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         """From the content of the data file."""
@@ -53,10 +53,6 @@ class RunTable:
     def shipped(cls) -> "RunTable":
         """The one that comes with the project."""
         return cls(json.loads(SHIPPED.read_text()))
-
-    def search(self, seed: int) -> SearchJob:
-        """The job of a search on the table, whose sampler and scheduler are the defaults."""
-        return search_of(self.job, seed)
 
     def observed(self, settings: Settings, position: int, seed: int) -> dict[str, float]:  # noqa: ARG002
         """Scores of the run at a position; there was one evaluation of it, whatever the seed."""

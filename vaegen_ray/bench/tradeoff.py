@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaegen_ray.bench.run_table import METRICS, box_of, draws_of, point_of, search_of, table_of
+from vaegen_ray.bench.run_table import METRICS, box_of, draws_of, point_of, table_of
 from vaegen_ray.config.loading import job_of
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.search.directory import SearchDirectory
@@ -140,10 +140,6 @@ class TradeOff:
     def shipped(cls) -> "TradeOff":
         """The one that comes with the project."""
         return cls(json.loads(SHIPPED.read_text()))
-
-    def search(self, seed: int) -> SearchJob:
-        """The job of a search on the surrogate, whose sampler and scheduler are the defaults."""
-        return search_of(self.job, seed)
 
     def truth(self, settings: Settings, position: int) -> dict[str, float]:
         """Scores without noise."""

@@ -43,7 +43,7 @@ def show_quality(console: Console, seeds: int, lcbench: Path | None) -> None:
 
 
 def _fronts(console: Console, seeds: int, what: str, known: "TradeOff | RunTable") -> Table:
-    from vaegen_ray.bench.run_table import rung_s
+    from vaegen_ray.bench.run_table import rung_s, search_of
     from vaegen_ray.config.search import NoStopping, Sampler
     from vaegen_ray.on_ray.rivals import optunas_tpe, ours, rays, run
     from vaegen_ray.on_ray.simulation import World
@@ -61,7 +61,7 @@ def _fronts(console: Console, seeds: int, what: str, known: "TradeOff | RunTable
 
     def search(rival: "Rival", seed: int) -> History:
         world = World(partial(known.observed, seed=seed), rung_s=partial(rung_s, seed=seed))
-        return run(rival, known.search(seed), world, max_concurrent=AT_ONCE, budget=budget, in_images=True)
+        return run(rival, search_of(known.job, seed), world, max_concurrent=AT_ONCE, budget=budget, in_images=True)
 
     table = Table(
         "search", *_headings("volume"), f"to '{REFERENCE}'", "trials, fully trained", "untrained on the front",

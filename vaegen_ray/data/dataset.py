@@ -28,12 +28,15 @@ class Dataset:
     """Of a dataset that is itself in the node cache."""
 
     @classmethod
-    def open(cls, source: str, lease: Lease | None = None) -> Self:
-        """Read the description of the dataset at a local path, at ``s3://bucket/prefix``, or ``shipped:NAME``."""
-        location = locate(source)
+    def open(cls, source: str, lease: Lease | None = None, key: str = "data.source") -> Self:
+        """Read the description of the dataset at a local path, at ``s3://bucket/prefix``, or ``shipped:NAME``.
+
+        ``key`` is what the user knows ``source`` by; errors name it.
+        """
+        location = locate(source, key)
         metadata_file = location / METADATA_FILE
         if not metadata_file.exists():
-            raise DataError(_why_missing(location))
+            raise DataError(_why_missing(location, key))
         return cls(location, Metadata.from_json(metadata_file.read_bytes(), str(metadata_file)), lease)
 
     def shards(self, split: Split, limit: int | None = None) -> Sequence[Shard]:
@@ -79,25 +82,25 @@ class Dataset:
         return f"{self._folder}/{split}" + (f"-first-{len(shards)}-shards" if is_part else "")
 
 
-def locate(source: str) -> Location:
+def locate(source: str, key: str = "data.source") -> Location:
     """The folder of a dataset by its path, URL, or ``shipped:NAME``."""
     if not source.startswith(SHIPPED_SCHEME):
         return Location.of(source)
     name = source.removeprefix(SHIPPED_SCHEME)
     shipped = sorted(folder.parent.name for folder in SHIPPED_FOLDER.glob(f"*/{METADATA_FILE}"))
     if name not in shipped:
-        raise DataError(f"data.source: must be one of the shipped datasets {', '.join(shipped)}, got '{source}'")
+        raise DataError(f"{key}: must be one of the shipped datasets {', '.join(shipped)}, got '{source}'")
     return Location.of(SHIPPED_FOLDER / name)
 
 
-def _why_missing(location: Location) -> str:
+def _why_missing(location: Location, key: str) -> str:
     if (location / JOB_FILE).exists():
         return (
-            f"data.source: {location} must be a finished dataset, got one whose preparation was interrupted; "
+            f"{key}: {location} must be a finished dataset, got one whose preparation was interrupted; "
             "run the same `vaegen prepare` again"
         )
     found = "a folder without one" if location.exists() else "nothing there"
     return (
-        f"data.source: {location} must hold a {METADATA_FILE}, got {found}; "
+        f"{key}: {location} must hold a {METADATA_FILE}, got {found}; "
         "make a dataset with `vaegen prepare`, or check the path"
     )

@@ -88,7 +88,7 @@ def check_layers(folder: Location, model: KlAutoencoderModel) -> None:
     problems = list(_unsupported(config))
     if problems:
         raise DataError(f"{file}: {'; '.join(problems)}; this one is not supported, start from another model")
-    ours, theirs = _layers(DEFAULTS | config_of(model)), _layers(config)
+    ours, theirs = _layers(config_of(model)), _layers(config)
     different = [
         f"model.{key} must be {_shown(theirs[key])}, got {_shown(ours[key])}"
         for key in ours

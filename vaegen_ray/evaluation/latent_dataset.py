@@ -128,7 +128,7 @@ def encode_dataset(
             f"RUN: must be the run of a model.kind 'kl_autoencoder', got '{job.model.kind}', whose latent code is one "
             "vector; use the run of a KL autoencoder"
         )
-    dataset = _opened(source)
+    dataset = Dataset.open(source, key="DATASET")
     shape = _latent_shape(job.model, dataset.metadata)
     _claim(destination, {"model": fingerprint, "dataset": dataset.metadata.fingerprint})
     tasks = [
@@ -175,14 +175,6 @@ def encode_here(run: RunDirectory, device: torch.device) -> RunTasks:
             on_images(task(generator))
 
     return run_tasks
-
-
-def _opened(source: str) -> Dataset:
-    try:
-        return Dataset.open(source)
-    except DataError as error:
-        # There the source is a key of a job, here an argument.
-        raise DataError(str(error).replace("data.source: ", "DATASET: ", 1)) from error
 
 
 def _latent_shape(model: KlAutoencoderModel, metadata: Metadata) -> tuple[int, ...]:

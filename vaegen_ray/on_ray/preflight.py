@@ -13,6 +13,9 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.errors import ClusterError
 from vaegen_ray.storage import Location
 
+UNLIMITED = 10**9
+"""Nodes, where a group of the autoscaler has no limit."""
+
 
 @dataclass(frozen=True)
 class WorkerNeeds:
@@ -51,9 +54,7 @@ def node_resources() -> list[dict[str, float]]:
 def check_placement(job: TrainJob, needs: WorkerNeeds) -> None:
     """Raise ClusterError when the cluster can never hold the workers, its autoscaler included."""
     nodes = node_resources()
-    placeable = sum(needs.fit_into(node) for node in nodes)
-    workers = job.resources.fewest_workers
-    placeable = max(placeable, autoscaler_places(needs))
+    placeable, workers = places_in(nodes, needs), job.resources.fewest_workers
     if placeable >= workers:
         return
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
@@ -62,6 +63,11 @@ def check_placement(job: TrainJob, needs: WorkerNeeds) -> None:
         f"it has {len(nodes)} node(s) with {cpus:g} CPU and {gpus:g} GPU in all{_growth()}; "
         f"use --workers {max(placeable, 1)}, lower resources.cpus_per_worker or gpus_per_worker, or add nodes"
     )
+
+
+def places_in(nodes: list[dict[str, float]], needs: WorkerNeeds) -> int:
+    """How many such workers ``nodes``, all that there are, hold, or those that the cluster may grow to."""
+    return max(sum(needs.fit_into(node) for node in nodes), autoscaler_places(needs))
 
 
 def room_for(needs: WorkerNeeds) -> int:
@@ -77,9 +83,6 @@ def room_for(needs: WorkerNeeds) -> int:
 def _growth() -> str:
     groups = [f"{count} of {WorkerNeeds(each.get('CPU', 0), each.get('GPU', 0))}" for each, count in _node_groups()]
     return f", and may grow to nodes of these kinds: {', '.join(groups)}" if groups else ""
-
-
-UNLIMITED = 10**9
 
 
 def autoscaler_places(needs: WorkerNeeds) -> int:

@@ -29,10 +29,10 @@ from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.population import PopulationScheduler
 from vaegen_ray.on_ray.preflight import (
     WorkerNeeds,
-    autoscaler_places,
     check_storage_is_shared,
     node_resources,
     nodes_without,
+    places_in,
     worker_needs,
 )
 from vaegen_ray.on_ray.searcher import SECONDS_BETWEEN_LOOKS, OptunaSearcher
@@ -221,8 +221,7 @@ def concurrent_trials(job: SearchJob, needs: WorkerNeeds) -> int:
     """
     workers, nodes = job.base.resources.fewest_workers, node_resources()
     processes = 0.0 if workers == 1 else PROCESS_OF_A_NESTED_TRIAL["CPU"]
-    each = WorkerNeeds(needs.cpus + processes, needs.gpus)
-    places = max(sum(each.fit_into(node) for node in nodes), autoscaler_places(each))
+    places = places_in(nodes, WorkerNeeds(needs.cpus + processes, needs.gpus))
     if places < workers:
         cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
         raise ClusterError(

@@ -70,9 +70,12 @@ def check_train_job(job: TrainJob) -> None:
 def check_inputs(job: TrainJob) -> None:
     """Refuse what a look at dataset, weights and packages can refuse."""
     check_dataset(job.data, job.model)
-    # Later, the run's own checkpoints have all of it.
-    has_begun = bool(RunDirectory.of(job).checkpoint_positions())
-    if isinstance(job.model, KlAutoencoderModel) and job.model.start_from is not None and not has_begun:
+    if (
+        isinstance(job.model, KlAutoencoderModel)
+        and job.model.start_from is not None
+        # Later, the run's own checkpoints have all of it.
+        and not RunDirectory.of(job).checkpoint_positions()
+    ):
         check_diffusers(Location.of(job.model.start_from), job.model)
     if job.evaluation.features is not None:
         check_features(job.evaluation.features)
@@ -180,8 +183,8 @@ def _start_from_published(state: TrainState, job: TrainJob, run: RunDirectory) -
         return
     folder, is_new = Location.of(job.model.start_from), state.position == 0
     if is_new:
-        for generator in (state.objective.generator, state.ema.generator):
-            load_diffusers_weights(generator, folder, job.model)
+        load_diffusers_weights(state.objective.generator, folder, job.model)
+        state.ema.generator.load_state_dict(state.objective.generator.state_dict())
     # A trial that goes on with the beginning of another has none yet.
     if is_rank_0() and (is_new or not (run.final / PUBLISHED).exists()):
         keep_config(folder, run.final)
