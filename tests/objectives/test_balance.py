@@ -1,11 +1,15 @@
 """Balances: the weight against autograd's own gradients, and the table of the gate."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from tests.models.lpips_weights import save_random_lpips
 from tests.objectives.reference import Reference, image_gradient_norm
-from tests.objectives.steps import FIXED, gradients, make_batch, noise_images, train_job, twin, vae_gan
+from tests.objectives.steps import FIXED, AnyObjective, gradients, make_batch, noise_images, train_job, twin, vae_gan
 from tests.objectives.variants import ADAPTIVE
 from vaegen_ray.config.objective import AdaptiveBalance, EquilibriumBalance, FixedBalance, GradientShareBalance
 from vaegen_ray.objectives.balance import (
@@ -91,6 +95,35 @@ def test_adaptive_weight_is_that_of_autograd_through_the_last_layer(shows: str, 
     gradients(objective, "generator", batch)
     expected = latent_diffusion_weight(Reference(job, objective, batch))
     assert float(batch.metrics["adversarial_weight"]) == pytest.approx(0.8 * expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("balance", [ADAPTIVE, {"kind": "gradient_share", "share": 0.3}])
+def test_weight_with_lpips_at_every_third_step_is_that_of_every_step_and_holds_between(
+    balance: dict[str, Any], tmp_path: Path
+) -> None:
+    """Else lambda would rise and fall with the term, which is three times as strong where it is."""
+    perceptual = {"network": "squeezenet", "weights": str(save_random_lpips(tmp_path, "squeezenet")), "weight": 5.0}
+    settings = {"balance": balance, "loss": "hinge"}
+    every, third = (
+        build_objective(
+            train_job(vae_gan(settings, perceptual={**perceptual, "every_steps": every_steps}), image_size=32)
+        )
+        for every_steps in (1, 3)
+    )
+    third.load_state_dict(every.state_dict(), strict=False)
+
+    def weight(objective: AnyObjective, step: int) -> float:
+        images = torch.nn.functional.interpolate(noise_images(seed=step), size=32)
+        batch = make_batch(images, position=8 * step)
+        gradients(objective, "generator", batch)
+        return float(batch.metrics["adversarial_weight"])
+
+    of_every_step = [weight(every, step) for step in range(7)]
+    assert len(set(of_every_step)) == 7
+    decided = [of_every_step[step] for step in (0, 0, 0, 3, 3, 3, 6)]
+    assert [weight(third, step) for step in range(7)] == pytest.approx(decided, rel=1e-5)
+    third.held_weight.fill_(float("nan"))
+    assert weight(third, 7) > 0  # Of the likelihood alone: the adversary has just begun.
 
 
 def latent_diffusion_weight(reference: Reference) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import s3_variables
+
 # isort: off
 # First, because it sets what ray reads when it is imported: else, under `uv run`, uv starts each of Ray's processes.
 import vaegen_ray.on_ray  # noqa: F401
@@ -20,10 +22,10 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The dashboard stays on, as for users: without it Ray Train does not clean up."""
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[None]:
+    """The dashboard stays on, as for users: without it Ray Train does not clean up. Its nodes know the S3 server."""
     before = dict(os.environ)
-    os.environ |= SETTINGS | {"VAEGEN_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    os.environ |= SETTINGS | s3_variables(s3_endpoint) | {"VAEGEN_CACHE": str(tmp_path_factory.mktemp("cache"))}
     ray.init(num_cpus=2, dashboard_host="127.0.0.1", log_to_driver=True, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()

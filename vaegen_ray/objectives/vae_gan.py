@@ -61,6 +61,9 @@ class _Forward(NamedTuple):
 class VaeGan(nn.Module):
     """Encoder, decoder and discriminator (Larsen et al. 2016; Esser et al. 2021; Rombach et al. 2022)."""
 
+    held_weight: Tensor | None
+    """Lambda of the newest step with LPIPS, where some steps are without; a buffer, so that it is resumed."""
+
     def __init__(self, settings: VaeGanObjective, model: Model) -> None:
         super().__init__()
         self.settings = settings
@@ -69,6 +72,8 @@ class VaeGan(nn.Module):
         self.adversary = Adversary(settings.adversarial, settings.discriminator, model)
         self.kl = KlTerm(settings.kl, model.values_per_image)
         self.perceptual = PerceptualTerm(settings.perceptual) if settings.perceptual is not None else None
+        is_lazy = settings.perceptual is not None and settings.perceptual.every_steps > 1
+        self.register_buffer("held_weight", torch.full((), torch.nan) if is_lazy else None)
         reconstruction = settings.reconstruction
         self.likelihood: Likelihood | None = None
         if not isinstance(reconstruction, DiscriminatorFeatureReconstruction):
@@ -230,6 +235,20 @@ class VaeGan(nn.Module):
         return weights
 
     def _lambda(self, weights: dict[str, Tensor], means: Means) -> Tensor:
+        """What the balance says. Where some steps are without LPIPS, those with it decide, and the others follow.
+
+        There LPIPS counts as if it were a term of every step: else lambda would rise and fall with it.
+        """
+        if self.held_weight is None or self.settings.perceptual is None:
+            return self._balanced(weights, means)
+        if "perceptual" not in weights:
+            return torch.where(self.held_weight.isnan(), self._balanced(weights, means), self.held_weight)
+        every_steps = self.settings.perceptual.every_steps
+        decided = self._balanced(weights | {"perceptual": weights["perceptual"] / every_steps}, means)
+        self.held_weight.copy_(decided)
+        return decided
+
+    def _balanced(self, weights: dict[str, Tensor], means: Means) -> Tensor:
         balance = self.settings.adversarial.balance
         if isinstance(balance, GradientShareBalance):
             return gradient_share_weight(balance, _sizes(weights, means))
