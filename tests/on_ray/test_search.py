@@ -198,13 +198,15 @@ def test_search_that_the_cluster_can_never_place_is_refused(dataset: Path, tmp_p
         run_search(job)
 
 
-def test_driver_killed_in_mid_search_goes_on_without_losing_or_repeating_a_trial(dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL to the whole process: its local cluster dies with it."""
-    tree = search_tree(tmp_path, base(dataset), scheduler={"kind": "none"}, trials=4)
+def test_driver_killed_in_mid_search_goes_on_without_losing_or_repeating_a_trial(
+    dataset: Path, s3_bucket: str, tmp_path: Path
+) -> None:
+    """SIGKILL to the whole process: its local cluster dies with it. All that it knew is in the object store."""
+    tree = search_tree(s3_bucket, base(dataset), scheduler={"kind": "none"}, trials=4)
     file = tmp_path / "search.yaml"
     file.write_text(json.dumps(tree))
     command = [sys.executable, "-m", "vaegen_ray", "search", str(file)]
-    directory = SearchDirectory.of(search_job(tmp_path, base(dataset)))
+    directory = SearchDirectory.of(search_job(s3_bucket, base(dataset)))
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not directory.job_file.exists() or not read_trials(directory).in_state(TrialState.COMPLETE):
@@ -224,6 +226,9 @@ def test_driver_killed_in_mid_search_goes_on_without_losing_or_repeating_a_trial
         assert after[trial.number].rungs.items() >= trial.rungs.items()
     last = directory.run(3)
     assert read_checkpoint(last.checkpoint(96))
+    study = open_study(search_job(s3_bucket, base(dataset)), directory)
+    assert [trial.params for trial in study.trials()] == [trial.settings for trial in after]
+    study.close()
 
 
 def test_second_search_on_the_same_cluster_is_refused_and_told_of_the_first(dataset: Path, tmp_path: Path) -> None:
