@@ -38,7 +38,7 @@ def inspect(
     """Show counts, sizes, statistics, labels, licence and fingerprint of a dataset."""
     from vaegen_ray.data.dataset import Dataset
 
-    dataset = Dataset.open(source)
+    dataset = Dataset.open(source, key="DATASET")
     console = Console(highlight=False)
     console.print(_description(dataset))
     if images:
@@ -51,7 +51,7 @@ def verify(source: Source) -> None:
     from vaegen_ray.data.dataset import Dataset
     from vaegen_ray.data.verification import problems_of
 
-    dataset = Dataset.open(source)
+    dataset = Dataset.open(source, key="DATASET")
     num_images = sum(dataset.metadata.counts.values())
     num_shards = sum(map(len, dataset.metadata.splits.values()))
     num_problems = 0

@@ -92,9 +92,13 @@ def _check_is_of(job: AnyJob) -> None:
     if isinstance(job, TrainJob):
         RunDirectory.of(job).check_is_of(job)
     elif isinstance(job, SearchJob):
-        from vaegen_ray.on_ray.search import check_is_of
+        from vaegen_ray.on_ray import search
 
-        check_is_of(job)
+        search.check_is_of(job)
+    elif isinstance(job, CompareJob):
+        from vaegen_ray.on_ray import compare
+
+        compare.check_is_of(job)
 
 
 def _sources(job: AnyJob) -> dict[str, Location]:
