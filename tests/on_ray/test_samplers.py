@@ -62,11 +62,15 @@ def test_front_of_a_short_search_is_learnt_from_four_trials_at_least() -> None:
     assert [num_good_of_a_front(count) for count in (10, 30, 31, 41, 200)] == [4, 4, 4, 5, 20]
 
 
-def test_stopped_trials_are_compared_with_the_first_ones_where_both_were() -> None:
-    """The first trials have nobody to be stopped by: that they were trained to their end makes them no better."""
+@pytest.mark.parametrize("steps", [1, 40], ids=["one batch", "the batch is an axis"])
+def test_stopped_trials_are_compared_with_the_first_ones_where_both_were(steps: int) -> None:
+    """The first trials have nobody to be stopped by: that they were trained to their end makes them no better.
+
+    Where batches differ, trials come to the same rung at different positions.
+    """
     job = search_job("runs", objectives=ONE, space={SHARE: {"kind": "uniform", "low": 0.0, "high": 1.0}})
     space, study = distributions(job), optuna.create_study(direction="minimize")
-    for share in np.linspace(0.0, 1.0, 40):
+    for index, share in enumerate(np.linspace(0.0, 1.0, 40)):
         is_first, cost = share < 0.3, abs(share - 0.8)
         study.add_trial(
             optuna.trial.create_trial(
@@ -74,7 +78,7 @@ def test_stopped_trials_are_compared_with_the_first_ones_where_both_were() -> No
                 params={SHARE: share},
                 distributions=space,
                 values=[cost],
-                intermediate_values={1000: cost, **({TOTAL: cost} if is_first else {})},
+                intermediate_values={1000 + index % steps: cost, **({TOTAL: cost} if is_first else {})},
             )
         )
     sampler_of = make_sampler(job, max_concurrent=4)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tests.search.samples import BALANCE, SPACE, base_tree, search_job, search_tree
 from tests.training.jobs import run_alone
 from vaegen_ray.cli.main import app
+from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import ClusterError, JobError
@@ -126,6 +127,43 @@ def test_search_of_another_space_is_refused_with_what_differs(searched: SearchJo
     other = searched.model_copy(update={"space": {name: searched.space[name] for name in ("objective.kl.weight",)}})
     with pytest.raises(JobError, match=r"holds another search .*space\.model\.latent_dim.*warm_start"):
         run_search(other)
+
+
+def test_earlier_search_with_other_scores_is_refused(searched: SearchJob, dataset: Path, tmp_path: Path) -> None:
+    """FID of 16 images and of 32 are two different numbers."""
+    earlier = str(SearchDirectory.of(searched).root)
+    job = search_job(tmp_path, base(dataset, evaluation={"images": 32}), warm_start=[earlier])
+    with pytest.raises(JobError, match=r"warm_start\[0\]: .* the same evaluation\.images, .*: 16 there, 32 here"):
+        run_search(job)
+
+
+def test_directory_of_a_job_of_another_kind_is_refused(searched: SearchJob, dataset: Path, tmp_path: Path) -> None:
+    train_job = TrainJob.model_validate({**base(dataset), "name": "search", "storage": str(tmp_path)})
+    RunDirectory.of(train_job).claim(train_job)
+    with pytest.raises(JobError, match="search is the directory of a train run; give this job another name"):
+        run_search(search_job(tmp_path, base(dataset)))
+    with pytest.raises(JobError, match="search is the directory of a search; give this job another name"):
+        RunDirectory(SearchDirectory.of(searched).root).claim(train_job)
+
+
+def test_request_to_stop_while_the_cluster_starts_is_heard(dataset: Path, tmp_path: Path) -> None:
+    """One that an earlier start left is not; that of this start was removed together with it."""
+    tree = search_tree(tmp_path, base(dataset), scheduler={"kind": "none"}, trials=2)
+    file = tmp_path / "search.yaml"
+    file.write_text(json.dumps(tree))
+    directory = SearchDirectory.of(search_job(tmp_path, base(dataset)))
+    directory.stop_request.write_text("15")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vaegen_ray", "search", str(file)], stdout=subprocess.PIPE, text=True
+    )
+    while directory.stop_request.exists():
+        assert driver.poll() is None
+        time.sleep(0.02)
+    assert not directory.job_file.exists()  # Ray has not started yet.
+    directory.stop_request.write_text("15")
+    output, _ = driver.communicate(timeout=300)
+    assert "0 of 2 trials over" in output
+    assert "not finished" in output
 
 
 def test_forked_trials_share_the_beginning_and_end_like_alone(dataset: Path, tmp_path: Path) -> None:

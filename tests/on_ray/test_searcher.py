@@ -150,6 +150,15 @@ def test_trial_that_may_not_begin_waits_for_its_turn(tmp_path: Path, monkeypatch
     driver.close()
 
 
+def test_trials_that_wait_for_another_keep_new_ones_from_being_drawn(tmp_path: Path) -> None:
+    """They would be drawn from no results: eleven of forty were before the first trial had begun."""
+    driver = Driver(search_job(tmp_path, trials=40), may_begin=lambda number, _: number == 0, max_concurrent=2)
+    assert driver.searcher.suggest("a")["number"] == 0
+    assert [driver.searcher.suggest(f"b{index}") for index in range(10)] == [None] * 10
+    driver.close()
+    assert len(driver.log.trials) == 2
+
+
 def test_search_that_is_told_to_finish_begins_nothing_more(tmp_path: Path) -> None:
     driver = Driver(search_job(tmp_path))
     driver.searcher.suggest("a")

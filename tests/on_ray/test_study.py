@@ -10,7 +10,8 @@ import pytest
 
 from tests.on_ray.searches import BATCH, EVERY, FRONT, KL, ONE, SHARE, TOTAL, Driver, run, say, search_job
 from vaegen_ray.config.search import SearchJob
-from vaegen_ray.on_ray.study import SearchStudy, open_study, reconcile
+from vaegen_ray.errors import JobError, StorageError
+from vaegen_ray.on_ray.study import SearchStudy, open_database, open_study, reconcile
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import TrialLog, read_trials
 from vaegen_ray.search.trials import TrialState, asked, ended, lost, scored, started
@@ -166,6 +167,23 @@ def test_study_in_a_database_is_made_good_too(tmp_path: Path) -> None:
     log, study = opened(job)
     assert say(study) == told
     close(log, study)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "sentence"),
+    [
+        ("foo", JobError, "must be the URL of a database, such as sqlite"),
+        ("mysql://me:planted@127.0.0.1/x", JobError, "Failed to import DB access module"),
+        ("redis://127.0.0.1/0", JobError, "must be the URL of a database"),
+        ("sqlite:////no/such/folder/x.db", StorageError, "does not answer"),
+    ],
+)
+def test_database_that_is_none_is_refused_in_one_sentence(url: str, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        open_database(url)
+    assert str(caught.value).startswith("study: ")
+    assert "\n" not in str(caught.value)
+    assert "planted" not in str(caught.value)
 
 
 @pytest.mark.s3

@@ -175,6 +175,7 @@ class RunDirectory:
 
     def check_is_of(self, job: TrainJob) -> None:
         """Raise JobError, naming what differs, when the directory holds another job."""
+        check_kind(self.root, self.job_file)
         if self.job_file.exists():
             differences = job_differences(self.load_job(), job)
             if differences:
@@ -187,6 +188,17 @@ class RunDirectory:
                 f"name: {self.root} holds checkpoints but no job.json; give this job another name "
                 f"(--set name={job.name}-2) or remove that directory"
             )
+
+
+OWNERS = {"job.json": "a train run", "search.json": "a search", "compare.json": "a comparison"}
+"""The file that says whose directory it is, by kind."""
+
+
+def check_kind(root: Location, job_file: Location) -> None:
+    """Raise JobError where ``root`` is the directory of a job of another kind than ``job_file`` is the file of."""
+    for name, owner in OWNERS.items():
+        if (root / name) != job_file and (root / name).exists():
+            raise JobError(f"name: {root} is the directory of {owner}; give this job another name, or remove it")
 
 
 def job_differences(old: TrainJob, new: TrainJob) -> dict[str, tuple[Any, Any]]:

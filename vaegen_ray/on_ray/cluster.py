@@ -25,7 +25,7 @@ def cluster() -> Iterator[None]:
     try:
         # The dashboard stays on: without it Ray Train cannot clean up after a killed controller.
         ray.init(logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a plain Exception where a node does not start in time.
         address = os.environ.get("RAY_ADDRESS", "a new local cluster")
         raise ClusterError(f"cannot reach Ray at {address}: {error}; check RAY_ADDRESS, or use --local") from error
     try:

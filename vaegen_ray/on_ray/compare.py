@@ -18,7 +18,7 @@ from vaegen_ray.compare.directory import CompareDirectory, Outcome, runs_of
 from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job, job_of
-from vaegen_ray.config.run_directory import RunDirectory, job_differences
+from vaegen_ray.config.run_directory import RunDirectory, check_kind, job_differences
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import JobError, StorageError, TrainingError, VaegenError, WorkersLostError
 from vaegen_ray.on_ray.cluster import cluster
@@ -69,12 +69,13 @@ def run_comparison(job: CompareJob, on_progress: Callable[[Progress], None] = la
         if not waiting:
             return True
         directory.root.check_writable()
+        # What an earlier start left; one that is written from here on, while Ray starts, is meant for this one.
+        directory.stop_request.remove()
         for variant in job.variants:
             check_inputs(directory.train_job(job, variant, job.seeds[0], {}))
         stack.enter_context(cluster())
         check_storage_is_shared(directory.root)
         directory.job_file.write_text(dump_job(job))
-        directory.stop_request.remove()
         stack.enter_context(stop_on_signal(directory.stop_request))
         images = _images(job, directory)
         jobs = {run: directory.train_job(job, *run, images) for run in waiting}
@@ -186,6 +187,7 @@ def check_is_of(job: CompareJob) -> None:
     Variants and seeds may be added.
     """
     directory = CompareDirectory.of(job)
+    check_kind(directory.root, directory.job_file)
     if not directory.job_file.exists():
         if directory.runs.names():
             raise JobError(

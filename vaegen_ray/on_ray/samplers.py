@@ -81,6 +81,7 @@ def make_sampler(job: SearchJob, *, max_concurrent: int) -> SamplerOfTrial:
     startup = settings.startup_trials or max(STARTUP_TRIALS, 2 * max_concurrent)
     random_fraction = _random_fraction(job)
     groups, drawn = _groups(job), deque[Drawn]()
+    every_images = job.base.evaluation.every_images or job.base.training.total_images
     always = {name: distribution for name, distribution in distributions(job).items() if not job.space[name].when}
 
     def sampler_of(number: int) -> BaseSampler:
@@ -95,7 +96,7 @@ def make_sampler(job: SearchJob, *, max_concurrent: int) -> SamplerOfTrial:
             return RandomSampler(seed)
         match settings.kind:
             case "tpe":
-                return _Tpe(groups, drawn, seed)
+                return _Tpe(groups, drawn, every_images, seed)
             case "gp":
                 return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
             case "nsga2":
@@ -156,9 +157,9 @@ class _Tpe(TPESampler):
     fit serves several trials, whose candidates are compared all at once, whole numbers as continuous ones.
     """
 
-    def __init__(self, groups: Sequence[Space], drawn: deque[Drawn], seed: int) -> None:
+    def __init__(self, groups: Sequence[Space], drawn: deque[Drawn], every_images: int, seed: int) -> None:
         super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
-        self._groups, self._drawn = groups, drawn
+        self._groups, self._drawn, self._every_images = groups, drawn, every_images
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:  # noqa: ARG002
         return {name: distribution for group in self._groups for name, distribution in group.items()}
@@ -187,7 +188,10 @@ class _Tpe(TPESampler):
             return [{}]
         drawn: list[Drawn] = [{} for _ in range(1 + int(REFIT_PART * max(num_running, num_ended - LONG_HISTORY)))]
         is_split_at_a_rung = len(study.directions) == 1 and _some_were_stopped(trials)
-        good, other = _good_and_other(study, trials, num_ended, is_split_at_a_rung=is_split_at_a_rung)
+        if is_split_at_a_rung:
+            good, other = _split_at_a_rung(study, trials, self._every_images)
+        else:
+            good, other = _split_trials(study, trials, _num_good(study, num_ended))
         is_exact = len(drawn) == 1
         for group in self._groups:
             fitted = group if is_exact else {name: _continuous(axis) for name, axis in group.items()}
@@ -218,15 +222,8 @@ def _wider(estimator: _ParzenEstimator) -> _MixtureOfProductDistribution:
     return _MixtureOfProductDistribution(mixture.weights, wide)
 
 
-def _good_and_other(
-    study: Study, trials: list[FrozenTrial], num_ended: int, *, is_split_at_a_rung: bool
-) -> tuple[list[FrozenTrial], ...]:
-    """The trials that the densities of promising and of other settings are fitted to."""
-    if len(study.directions) > 1:
-        return _split_trials(study, trials, num_good_of_a_front(num_ended))
-    if is_split_at_a_rung:
-        return _split_at_a_rung(study, trials)
-    return _split_trials(study, trials, default_gamma(num_ended))
+def _num_good(study: Study, num_ended: int) -> int:
+    return num_good_of_a_front(num_ended) if len(study.directions) > 1 else default_gamma(num_ended)
 
 
 def num_good_of_a_front(num_ended: int) -> int:
@@ -234,7 +231,9 @@ def num_good_of_a_front(num_ended: int) -> int:
     return max(LEAST_GOOD, default_gamma_multiobjective(num_ended))
 
 
-def _split_at_a_rung(study: Study, trials: list[FrozenTrial]) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+def _split_at_a_rung(
+    study: Study, trials: list[FrozenTrial], every_images: int
+) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
     """Compare trials that were stopped early with the others where both were: after Falkner et al. 2018 (BOHB).
 
     That is the farthest rung that enough trials reached. Optuna takes every fully trained trial for better than any
@@ -242,19 +241,24 @@ def _split_at_a_rung(study: Study, trials: list[FrozenTrial]) -> tuple[list[Froz
     with, and draws then stay near those: on LCBench, with stopping from the first rungs on, that was worse than chance.
     """
     judged = [
-        trial
+        (trial, _by_rung(trial, every_images))
         for trial in trials
         if trial.state != TrialState.RUNNING and trial.intermediate_values and _get_infeasible_trial_score(trial) <= 0
     ]
     if not judged:
         return [], trials
-    reached = Counter(position for trial in judged for position in trial.intermediate_values)
-    rung = max((at for at, count in reached.items() if count >= ENOUGH_AT_A_RUNG), default=min(reached))
-    here = [trial for trial in judged if rung in trial.intermediate_values]
-    here.sort(key=lambda trial: trial.intermediate_values[rung], reverse=study.direction == StudyDirection.MAXIMIZE)
+    reached = Counter(rung for _, values in judged for rung in values)
+    rung = max((rung for rung, count in reached.items() if count >= ENOUGH_AT_A_RUNG), default=min(reached))
+    here = [(values[rung], trial.number) for trial, values in judged if rung in values]
+    here.sort(key=lambda pair: pair[0], reverse=study.direction == StudyDirection.MAXIMIZE)
     num_good = max(LEAST_GOOD, math.ceil(GOOD_PART * len(here)))
-    good = {trial.number for trial in here[:num_good]}
+    good = {number for _, number in here[:num_good]}
     return [trial for trial in trials if trial.number in good], [trial for trial in trials if trial.number not in good]
+
+
+def _by_rung(trial: FrozenTrial, every_images: int) -> dict[int, float]:
+    """Values by the rung's number: where the batch is an axis, trials come to a rung at different positions."""
+    return {round(position / every_images): value for position, value in trial.intermediate_values.items()}
 
 
 def _continuous(distribution: BaseDistribution) -> BaseDistribution:

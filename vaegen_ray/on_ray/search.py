@@ -20,7 +20,7 @@ from ray.tune import PlacementGroupFactory
 
 from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.places import relative_places
-from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.config.run_directory import RunDirectory, check_kind
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.settings import flat
 from vaegen_ray.config.space import point_settings, trial_job
@@ -37,7 +37,7 @@ from vaegen_ray.on_ray.preflight import (
 )
 from vaegen_ray.on_ray.searcher import SECONDS_BETWEEN_LOOKS, OptunaSearcher
 from vaegen_ray.on_ray.sole_search import sole_search_of_the_cluster
-from vaegen_ray.on_ray.study import open_study, reconcile
+from vaegen_ray.on_ray.study import open_database, open_study, reconcile
 from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
@@ -101,8 +101,12 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
         if is_over(job, trials := read_trials(directory)):
             return trials
         directory.root.check_writable()
+        # What an earlier start left; one that is written from here on, while Ray starts, is meant for this one.
+        directory.stop_request.remove()
         check_inputs(job.base)
         check_warm_start(job)
+        if job.study is not None:
+            open_database(job.study)
         stack.enter_context(cluster())
         needs = worker_needs(job.base)
         max_concurrent = concurrent_trials(job, needs)
@@ -160,6 +164,7 @@ FREE_TO_CHANGE = ("trials", "time_budget_s", "max_concurrent", "max_failures", "
 def check_is_of(job: SearchJob) -> None:
     """Raise JobError, naming what differs, when the search's directory holds another search."""
     directory = SearchDirectory.of(job)
+    check_kind(directory.root, directory.job_file)
     if directory.job_file.exists():
         old, new = (flat(search.model_dump(mode="json")) for search in (load_search(directory), job))
         keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -182,7 +187,6 @@ def _claim(job: SearchJob) -> None:
     """Make the search's directory that of ``job``, and remove what a killed driver left there of Tune's."""
     directory = SearchDirectory.of(job)
     directory.job_file.write_text(dump_job(job))
-    directory.stop_request.remove()
     for name in directory.root.names():
         if name.startswith(TUNE_RECORDS):
             (directory.root / name).remove()
@@ -196,6 +200,8 @@ def check_warm_start(job: SearchJob) -> None:
             ("data.source", earlier.base.data.source, job.base.data.source),
             ("model.image_size", earlier.base.model.image_size, job.base.model.image_size),
             ("training.total_images", earlier.base.training.total_images, job.base.training.total_images),
+            ("evaluation.images", earlier.base.evaluation.images, job.base.evaluation.images),
+            ("evaluation.features", earlier.base.evaluation.features, job.base.evaluation.features),
         ):
             if there != here:
                 raise JobError(

@@ -81,6 +81,9 @@ class OptunaSearcher(Searcher):
             return None
         self._release_held()
         while True:
+            # Those that are held back count: drawing others beside them would be drawing without results.
+            if not self._ready and len(self._live) + len(self._held) >= self._max_concurrent:
+                return None
             try:
                 number = self._ready.popleft() if self._ready else self._new()
             except queue.Empty:
@@ -98,8 +101,6 @@ class OptunaSearcher(Searcher):
                 self._live[trial_id] = number
                 return trial.config or {"number": number, "settings": dict(trial.settings)}
             self._held.append(number)
-            if len(self._live) + len(self._held) >= self._max_concurrent:
-                return None
 
     def finish(self) -> None:
         """Begin no trial from now on; may be called from any thread."""

@@ -21,10 +21,12 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as StudyState
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.config.space import contains, in_order, is_active
-from vaegen_ray.errors import JobError
+from vaegen_ray.config.url_secrets import without_url_secrets
+from vaegen_ray.errors import JobError, StorageError
 from vaegen_ray.on_ray.samplers import distributions
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import TrialLog, read_trials
@@ -123,7 +125,7 @@ def open_study(job: SearchJob, directory: SearchDirectory) -> SearchStudy:
     A journal stands next to the search, in the format that `optuna-dashboard` reads; of an object store it is a copy
     that is a minute old at most.
     """
-    storage = optuna.storages.get_storage(job.study) if job.study else JournalStorage(_Journal(directory.study))
+    storage = JournalStorage(_Journal(directory.study)) if job.study is None else open_database(job.study)
     study = _create(job, storage)
     if job.study is not None:
         _check_is_of(directory, study)
@@ -133,6 +135,26 @@ def open_study(job: SearchJob, directory: SearchDirectory) -> SearchStudy:
         for url, trial in earlier[len(already) :]:
             study.add_trial(_frozen(job, trial, {WARM_START: f"{url}#{trial.number}"}))
     return SearchStudy(job, study)
+
+
+def open_database(url: str) -> BaseStorage:
+    """The database of a job's ``study``; JobError where the URL is none, StorageError where nothing answers."""
+    shown = without_url_secrets(url)
+    try:
+        return optuna.storages.get_storage(url)
+    except OperationalError as error:
+        raise StorageError(
+            f"study: {shown} does not answer ({_first_line(error)}); check host, name and path"
+        ) from error
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise JobError(
+            "study: must be the URL of a database, such as sqlite:////shared/study.db or postgresql://host/name, got "
+            f"{shown} ({_first_line(error)}); correct it, install what it needs, or leave it out"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return without_url_secrets(str(error).splitlines()[0]) if str(error) else type(error).__name__
 
 
 def _check_is_of(directory: SearchDirectory, study: Study) -> None:
