@@ -110,6 +110,19 @@ def test_local_paths_are_made_absolute_and_urls_are_kept(tmp_path: Path, monkeyp
     )
 
 
+def test_local_path_by_its_parent_loses_the_dots_and_keeps_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk/runs/s/trials").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk/runs")
+    monkeypatch.chdir(tmp_path / "disk/runs/s/trials")
+    assert Location.of("..").url == f"{tmp_path}/disk/runs/s"
+    assert Location.of("..").name == "s"
+    assert Location.of("../../other/").url == f"{tmp_path}/disk/runs/other"
+    assert Location.of(tmp_path / "link/s/../s").url == f"{tmp_path}/link/s"
+    assert Location.of("s3://bucket/a/../b").url == "s3://bucket/a/../b"
+
+
 def test_path_of_a_url_is_refused() -> None:
     with pytest.raises(StorageError, match=r"s3://b/x: must be a local path; copy it to this machine first"):
         _ = Location.of("s3://b/x").local_path

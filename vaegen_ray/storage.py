@@ -85,17 +85,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: ``url`` as the user wrote it, made absolute when it is a local path."""
+    """A file or folder: ``url`` as the user wrote it, made absolute and free of ``..`` when it is a local path."""
 
     url: str
 
     @classmethod
     def of(cls, path: "str | Path | Location") -> "Location":
-        """Return ``path`` as a location; a relative local path is resolved against the working directory."""
+        """Return ``path`` as a location; a relative local path begins in the working directory.
+
+        ``..`` takes the name before it away, also where that is a symbolic link: links stay as they are written.
+        """
         if isinstance(path, Location):
             return path
         text = str(path).removeprefix("file://")
-        return cls(text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute()))
+        return cls(text.rstrip("/") if "://" in text else os.path.normpath(Path(text).expanduser().absolute()))
 
     def __str__(self) -> str:
         return self.url

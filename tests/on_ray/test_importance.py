@@ -1,6 +1,9 @@
 """What mattered in a search, where it is known."""
 
+import logging
+
 import numpy as np
+import optuna
 import pytest
 
 from tests.search.samples import BALANCE, search_job
@@ -27,6 +30,15 @@ def test_importance_of_an_axis_is_its_part_of_what_an_objective_depends_on() -> 
     assert found["sample_swd"][SHARE] > 0.8
     for parts in found.values():
         assert sum(parts.values()) == pytest.approx(1)
+
+
+def test_importances_are_found_without_a_word_of_optuna(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
+    assert importances(search_job("runs"), trials_of(FEWEST_TRIALS))
+    assert caplog.messages == []
 
 
 def test_too_few_trials_tell_nothing_of_importance() -> None:

@@ -333,6 +333,7 @@ def test_search_learns_from_an_earlier_one_and_leaves_when_its_time_is_used_up(
     told = CliRunner().invoke(app, ["search", str(file)])
     assert told.exit_code == 0, told.output
     assert "not finished, time_budget_s: 0.5 is used up; go on with: vaegen search resume" in told.output
+    assert "running" not in told.output[told.output.rindex("on the front") :]  # They are called interrupted.
     later = searched.model_copy(update=changes)
     study = open_study(later, SearchDirectory.of(later))
     assert [trial.user_attrs[WARM_START] for trial in study.optuna.trials[:4]] == [f"{earlier}#{n}" for n in range(4)]

@@ -26,6 +26,8 @@ ROWS_WHILE_SEARCHING = 12
 WIDTH_OF_A_FILE = 200
 """Characters of a line where the output is no terminal."""
 LEAST_WIDTH_OF_A_REASON = 20
+SPACE_AROUND_A_CELL = 3
+"""Two blanks and a border."""
 
 
 def leaderboard_command(
@@ -48,7 +50,7 @@ def leaderboard_command(
     elif as_json:
         print(board.to_json(_importances(board, trials)), end="")  # noqa: T201
     elif watch:
-        _watch(directory, job, console)
+        _watch(directory, console)
     else:
         console.print(_whole(board, trials, console.width))
 
@@ -59,13 +61,14 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
 
 
-def _watch(directory: SearchDirectory, job: SearchJob, console: Console) -> None:
+def _watch(directory: SearchDirectory, console: Console) -> None:
     from vaegen_ray.search.leaderboard import leaderboard
 
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             trials = current_trials(directory)
-            board = leaderboard(job, trials)
+            # The job again, too: the search may have been extended.
+            board = leaderboard(load_search(directory), trials)
             live.update(front_table(board, summary(board, trials), console.width), refresh=True)
             time.sleep(WATCH_PERIOD_S)
 
@@ -95,11 +98,13 @@ class _Column:
     cells: list[str]
     justify: Literal["left", "right"] = "right"
     style: str | None = None
+    most: int | None = None
+    """Characters after which its cells are cut; None for one that is never cut."""
 
     @property
     def width(self) -> int:
-        """With the space around it."""
-        return 3 + max(map(len, [*self.heading.split("\n"), *self.cells]))
+        """Of the whole cells, with the space around them."""
+        return SPACE_AROUND_A_CELL + max(map(len, [*self.heading.split("\n"), *self.cells]))
 
 
 def _tables(board: "Leaderboard", num_rows: int, width: int) -> list[Table | Text]:
@@ -122,11 +127,14 @@ def _tables(board: "Leaderboard", num_rows: int, width: int) -> list[Table | Tex
         left_out += room < 0
         if room >= 0:
             columns.append(column)
+    room -= SPACE_AROUND_A_CELL
     if any(trial.reason for trial in trials) and room >= LEAST_WIDTH_OF_A_REASON:
-        columns.append(_Column("why", [trial.reason for trial in trials], "left", "dim"))
+        columns.append(_Column("why", [trial.reason for trial in trials], "left", "dim", most=room))
     table = Table(title=f"{job.name}: * on the front, > the {'knee' if len(job.objectives) > 1 else 'best'}")
     for column in columns:
-        table.add_column(column.heading, justify=column.justify, style=column.style, no_wrap=True)
+        table.add_column(
+            column.heading, justify=column.justify, style=column.style, no_wrap=True, max_width=column.most
+        )
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     hidden = [f"{len(board.trials) - num_rows} more trials"] if len(board.trials) > num_rows else []
@@ -162,10 +170,10 @@ def summary(
 
 def time_left_s(job: SearchJob, trials: Trials, max_concurrent: int) -> float | None:
     """What the trials that are not over will take, if they take as long as the others did; None before the first."""
-    over = [trial for trial in trials if trial.ended_s is not None and trial.started_s is not None]
-    if not over:
+    times_s = [trial.took_s for trial in trials if trial.state.is_over and trial.took_s is not None]
+    if not times_s:
         return None
-    mean_s = sum((trial.ended_s or 0.0) - (trial.started_s or 0.0) for trial in over) / len(over)
+    mean_s = sum(times_s) / len(times_s)
     return mean_s * max(job.trials - trials.num_over, 0) / max_concurrent
 
 

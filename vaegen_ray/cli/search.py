@@ -14,6 +14,7 @@ from vaegen_ray.config.loading import job_of, load_search_job
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError, TrainingError
 from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory
+from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.open import load_search
 from vaegen_ray.storage import Location
 
@@ -36,7 +37,9 @@ def search(
     """Search the settings of a train job, or go on with a search where it was: resume is the same command."""
     action, place = _action(words)
     if action == "stop":
-        _stop(place)
+        if trials is not None:
+            raise JobError(f"--trials: must be left out with `stop`, got {trials!r}; `vaegen search extend` takes it")
+        _stop(_directory(place, overrides))
         return
     job = load_search_job(place, overrides or []) if action == "run" else load_search(_directory(place, overrides))
     if trials is not None or action == "extend":
@@ -62,22 +65,34 @@ def _directory(place: str, overrides: list[str] | None) -> SearchDirectory:
 
 
 def _with_trials(job: SearchJob, trials: str | None, place: str) -> SearchJob:
-    if trials is None or not trials.removeprefix("+").isdigit():
+    if trials is None or not trials.removeprefix("+").isdecimal():
         raise JobError(f"--trials: must be a number, or +N for N more, got {trials!r}")
     total = int(trials) + (job.trials if trials.startswith("+") else 0)
+    directory = SearchDirectory.of(job)
+    already = read_trials(directory).num_counted
+    if total < already:
+        raise JobError(
+            f"--trials: must be at least {already}, the trials that {directory.root} has already, got {trials!r}; for "
+            "50 more give --trials +50"
+        )
     tree = {**job.model_dump(mode="json"), "trials": total}
     extended = job_of(tree, place)
     assert isinstance(extended, SearchJob)
     return extended
 
 
-def _stop(place: str) -> None:
-    directory = SearchDirectory(Location.of(place))
-    load_search(directory)
+def _stop(directory: SearchDirectory) -> None:
+    from vaegen_ray.search.leaderboard import is_over
+
+    if is_over(load_search(directory), read_trials(directory)):
+        raise JobError(
+            f"{directory.root}: is finished, and nothing runs; there is nothing to stop, and `vaegen search extend "
+            f"{directory.root} --trials +50` goes on"
+        )
     directory.stop_request.write_text("stop")
     Console(markup=False, soft_wrap=True).print(
         f"asked {directory.root} to stop: its trials save a checkpoint and leave; "
-        f"`vaegen search resume {place}` goes on"
+        f"`vaegen search resume {directory.root}` goes on"
     )
 
 
@@ -104,6 +119,7 @@ def _run(job: SearchJob) -> None:
                 say(line)
 
         trials = run_search(job, show)
+    trials.interrupt()
     board = leaderboard(job, trials)
     console.print(front_table(board, summary(board, trials), console.width))
     asked = directory.stop_request.read_text() if directory.stop_request.exists() else ""

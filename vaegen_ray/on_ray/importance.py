@@ -21,6 +21,7 @@ def importances(job: SearchJob, trials: Trials) -> dict[str, dict[str, float]]:
     if len(trained) < FEWEST_TRIALS or not common:
         return {}
     space = {name: distribution for name, distribution in distributions(job).items() if name in common}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     found: dict[str, dict[str, float]] = {}
     for goal in job.objectives:
         study = optuna.create_study(direction=goal.goal)

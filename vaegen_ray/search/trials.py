@@ -63,7 +63,11 @@ class Trial:
     """Whether it failed through no fault of its settings, such as by the loss of nodes."""
     attempts: int = 0
     created_s: float = 0.0
-    started_s: float | None = None
+    took_s: float | None = None
+    """For how long it was under way: the sum over its attempts, of each up to the last that was heard of it; None
+    before the first."""
+    heard_s: float = 0.0
+    """When it was heard of last."""
     ended_s: float | None = None
     parent: int | None = None
     """The trial whose state this one copied last (population-based training)."""
@@ -131,13 +135,16 @@ class Trials:
             case "started":
                 trial = self.by_number[number]
                 trial.attempts += 1
-                trial.started_s = trial.started_s or time_s
+                trial.took_s, trial.heard_s = trial.took_s or 0.0, time_s
                 self._move(trial, TrialState.RUNNING)
             case "scored":
                 trial = self.by_number[number]
                 trial.rungs[int(event["position"])] = dict(event["scores"])
+                _hear(trial, time_s)
             case "lost":
-                self.by_number[number].reason = event["reason"]
+                trial = self.by_number[number]
+                trial.reason = event["reason"]
+                _hear(trial, time_s)
             case "copied":
                 trial, parent = self.by_number[number], self.by_number[int(event["parent"])]
                 trial.parent, trial.settings, trial.config = parent.number, dict(event["settings"]), event["config"]
@@ -148,6 +155,7 @@ class Trials:
                 trial.reason, trial.ended_s = event.get("reason", ""), time_s
                 trial.scores = dict(event.get("scores", {}))
                 trial.was_lost = bool(event.get("lost", False))
+                _hear(trial, time_s)
                 self._move(trial, TrialState(event["state"]))
             case other:
                 raise ValueError(f"unknown event '{other}'")
@@ -156,6 +164,13 @@ class Trials:
         self.by_state[trial.state].discard(trial.number)
         trial.state = state
         self.by_state[state].add(trial.number)
+
+
+def _hear(trial: Trial, time_s: float) -> None:
+    """Count the time since ``trial`` was heard of last, in which it was under way if it was begun."""
+    if trial.took_s is not None:
+        trial.took_s += time_s - trial.heard_s
+    trial.heard_s = time_s
 
 
 def asked(number: int, settings: Mapping[str, Any]) -> Event:
