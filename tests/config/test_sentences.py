@@ -7,7 +7,7 @@ import pytest
 
 from tests.config.samples import ONE_OF_EACH_KIND, job, refusals, tree_of
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import job_of, with_overrides
+from vaegen_ray.config.loading import job_of, load_job, with_overrides
 from vaegen_ray.errors import JobError
 
 NOT_A_SECTION = "must be a section of 'key: value' lines"
@@ -151,6 +151,32 @@ ELSEWHERE = {
 @pytest.mark.parametrize(("override", "sentence"), ELSEWHERE.items(), ids=ELSEWHERE)
 def test_mistake_is_refused_at_the_key_that_the_user_wrote(override: str, sentence: str) -> None:
     assert refusals("vae_gan", override) == [sentence]
+
+
+WRONG_LENGTHS = {
+    "seeds=[]": "seeds: must have at least 1 value, got []",
+    "seeds=[null]": "seeds[0]: must be a whole number, got nothing; give a value or remove the line",
+    "seeds=[1, 1]": "seeds: must name each seed once, got [1, 1]; remove what is repeated",
+    "variants={}": "variants: must have at least 2 keys, got an empty section",
+    "variants={a b: {}, c: {}}": (
+        "variants: must have names of 1 to 60 letters, digits, '.', '_' or '-', beginning with a letter or digit, "
+        "which 'a b' is not, got a section with a b, c"
+    ),
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), WRONG_LENGTHS.items(), ids=WRONG_LENGTHS)
+def test_list_or_section_of_any_length_is_refused_by_the_bound_that_it_misses(override: str, sentence: str) -> None:
+    with pytest.raises(JobError) as refused:
+        load_job("jobs/compare/families_quickstart.yaml", [override])
+    assert str(refused.value) == f"jobs/compare/families_quickstart.yaml: {sentence}"
+
+
+def test_list_with_too_many_values_is_refused_by_the_bound_that_it_misses() -> None:
+    tree = tree_of() | {"model": {"kind": "kl_autoencoder", "image_size": 64, "channels": 1, "widths": [1] * 7}}
+    with pytest.raises(JobError) as refused:
+        job_of(tree, "job.yaml")
+    assert "job.yaml: model.widths: must have at most 6 values, got [1, 1, 1, 1, 1, 1, 1]" in str(refused.value)
 
 
 @pytest.mark.parametrize("section", ["kind", "name", "data", "model", "objective", "training"])

@@ -1,18 +1,21 @@
 """A search is refused at load, in one sentence, when one of its trials could not be a valid job."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.search.samples import BALANCE, SPACE, base_tree, search_job, search_tree
+from tests.search.samples import BALANCE, base_tree, search_job, search_tree
 from vaegen_ray.config.loading import job_of, load_job
-from vaegen_ray.config.search import SearchJob
-from vaegen_ray.config.space import in_order, is_active, point_settings, trial_job
+from vaegen_ray.config.search import Choice, SearchJob
+from vaegen_ray.config.space import in_order, is_active, num_settings, point_settings, trial_job
 from vaegen_ray.errors import JobError
 
 KL = "objective.kl.weight"
 UNIFORM = {"kind": "uniform", "low": 0.1, "high": 0.5}
+WHOLE = {"kind": "integer", "low": 2, "high": 8}
+FLAG = {"objective.adversarial.reaches_encoder": {"kind": "choice", "values": [True, False]}}
 CONDITIONAL = {
     f"{BALANCE}.share": {**UNIFORM, "when": {f"{BALANCE}.kind": "gradient_share"}},
     f"{BALANCE}.weight": {"kind": "log_uniform", "low": 0.01, "high": 1.0, "when": {f"{BALANCE}.kind": "fixed"}},
@@ -45,14 +48,31 @@ def refusal(**sections: Any) -> str:
         ({KL: {"kind": "log_uniform", "low": 0.0, "high": 1.0}}, f"space.{KL}.low: must be above 0, got 0.0"),
         ({KL: {"kind": "loguniform", "low": 0.1, "high": 1.0}}, "did you mean 'log_uniform'?"),
         ({KL: {"kind": "choice", "values": [1.0, 1.0]}}, f"space.{KL}.values: must name each value once"),
+        (
+            {KL: {"kind": "choice", "values": [1, 1.0, 2.0]}},
+            f"space.{KL}.values: must name each value once, got [1, 1.0, 2.0]; remove what is repeated",
+        ),
+        ({KL: {"kind": "choice", "values": [1, True]}}, "values[1]: true makes no valid job"),
         ({"name": {"kind": "choice", "values": ["a", "b"]}}, "space.name: cannot be searched"),
         ({"training.total_images": {"kind": "choice", "values": [80, 160]}}, "cannot be searched"),
         ({"evaluation.images": {"kind": "choice", "values": [8, 16]}}, "cannot be searched"),
         ({f"{BALANCE}.kind": CONDITIONAL[f"{BALANCE}.kind"]}, "balance.weight: is required"),
         ({KL: {**UNIFORM, "when": {"optimizer": 1}}}, f"space.{KL}.when: must be '{KL}', got 'optimizer'"),
         (
-            {**SPACE, KL: {**UNIFORM, "when": {f"{BALANCE}.share": 2.0}}},
-            f"space.{KL}.when.{BALANCE}.share: must be from 0.1 to 0.9, got 2.0",
+            {KL: {**UNIFORM, "when": {"model.latent_dim": 9}}, "model.latent_dim": WHOLE},
+            f"space.{KL}.when.model.latent_dim: must be a whole number from 2 to 8, got 9",
+        ),
+        (
+            {KL: {**UNIFORM, "when": {"objective.adversarial.reaches_encoder": 1}}, **FLAG},
+            f"space.{KL}.when.objective.adversarial.reaches_encoder: must be one of true, false, got 1",
+        ),
+        *(
+            (
+                {KL: {**UNIFORM, "when": {f"{BALANCE}.share": 0.4}}, f"{BALANCE}.share": {**UNIFORM, "kind": kind}},
+                f"space.{KL}.when: must name an axis of kind 'choice' or 'integer', got '{BALANCE}.share' of kind "
+                f"'{kind}'; remove it, or make that axis a choice",
+            )
+            for kind in ("uniform", "log_uniform")
         ),
         (
             {
@@ -77,6 +97,14 @@ def test_space_that_makes_no_valid_job_is_refused(space: dict[str, Any], sentenc
         ({"objectives": [{"metric": "sample_swd", "goal": "minimize"}] * 2}, "must name each metric once"),
         ({"constraints": ["kl_nats > 5"]}, "constraints[0]: must be METRIC >= NUMBER or METRIC <= NUMBER"),
         ({"constraints": ["kl >= 5"]}, "constraints[0]: must be one of"),
+        (
+            {"constraints": ["kl_nats >= 5", "sample_swd <= 1", "kl_nats <= 1"]},
+            "constraints: must be possible to keep together, got 'kl_nats >= 5' and 'kl_nats <= 1'; remove one",
+        ),
+        (
+            {"space": FLAG, "trials": 3, "points": []},
+            "trials: must be at most 2, all that the space holds, got 3; lower it, or widen an axis",
+        ),
         ({"scheduler": {"kind": "asha"}}, "scheduler.kind: 'asha' compares one metric, got 2 objectives"),
         ({"scheduler": {"kind": "pbt"}}, "scheduler.kind: 'pbt' compares one metric"),
         ({"base": base_tree(evaluation={"every_images": None})}, "base.evaluation.every_images: must be below"),
@@ -93,6 +121,87 @@ def test_space_that_makes_no_valid_job_is_refused(space: dict[str, Any], sentenc
 )
 def test_search_that_could_not_run_is_refused(sections: dict[str, Any], sentence: str) -> None:
     assert sentence in refusal(**sections)
+
+
+CHOICE = {"kind": "choice"}
+MALFORMED = {
+    "null among values": (
+        {"space": {KL: CHOICE | {"values": [1.0, None]}}},
+        f"space.{KL}.values[1]: must be true, false, a finite number or text, got nothing",
+    ),
+    "nan among values": (
+        {"space": {KL: CHOICE | {"values": [1.0, float("nan")]}}},
+        f"space.{KL}.values[1]: must be true, false, a finite number or text, got .nan",
+    ),
+    "lists as values": (
+        {"space": {"optimizer.generator.betas": CHOICE | {"values": [[0.5, 0.9], [0.0, 0.99]]}}},
+        "space.optimizer.generator.betas.values: must be plain values, no lists or sections, got "
+        "[[0.5, 0.9], [0.0, 0.99]]; remove the axis",
+    ),
+    "one value": (
+        {"space": {KL: CHOICE | {"values": [1.0]}}},
+        f"space.{KL}.values: must have at least 2 values, got [1.0]",
+    ),
+    "null as a condition": (
+        {"space": {KL: UNIFORM | {"when": {f"{BALANCE}.kind": None}}}},
+        f"space.{KL}.when.{BALANCE}.kind: must be true, false, a finite number or text, got nothing",
+    ),
+    "no axis": ({"space": {}}, "space: must have at least 1 key, got an empty section"),
+    "null in a point": (
+        {"points": [{KL: None}]},
+        f"points[0].{KL}: must be from 0.01 to 10, got nothing; widen the axis, change the point, or leave it out "
+        "(points: [])",
+    ),
+    "list as a point": (
+        {"points": [[1]]},
+        "points[0]: must be 'base', 'preset:NAME' or 'axis: value' lines, got [1]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sections", "sentence"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_section_is_refused_in_one_sentence(sections: dict[str, Any], sentence: str) -> None:
+    assert refusal(**sections) == f"search.yaml: {sentence}"
+
+
+def test_constraints_that_meet_in_one_number_are_accepted() -> None:
+    assert len(search_job("runs", constraints=["kl_nats >= 5", "kl_nats <= 5"]).constraints) == 2
+
+
+def test_axis_of_a_flag_and_a_number_names_different_values() -> None:
+    assert Choice(kind="choice", values=(True, 1, "1")).values == (True, 1, "1")
+
+
+def test_search_extended_beyond_its_space_is_refused_in_one_sentence() -> None:
+    job = search_job("runs", space=FLAG, trials=2, points=[])
+    with pytest.raises(JobError) as refused:
+        job_of({**job.model_dump(mode="json"), "trials": 5}, "runs/search")
+    sentence = "trials: must be at most 2, all that the space holds, got 5; lower it, or widen an axis"
+    assert str(refused.value) == f"runs/search: {sentence}"
+
+
+def test_settings_of_a_finite_space_are_counted_where_their_axes_are_drawn() -> None:
+    loss = {"kind": "choice", "values": ["hinge", "least_squares"], "when": {"model.latent_dim": 3}}
+    wide = {"kind": "integer", "low": 1, "high": 10**30}
+    space = {"objective.adversarial.loss": loss, "model.latent_dim": WHOLE}
+    assert _num_settings(space) == 6 + 2
+    assert _num_settings({**space, **FLAG}) == 2 * (6 + 2)
+    assert _num_settings({**space, "objective.adversarial.ramp_images": wide}) == 10**30 * (6 + 2)
+    assert _num_settings({**FLAG, "model.latent_dim": WHOLE | {"high": 10**30}}) == 2 * (10**30 - 1)
+    assert _num_settings({**space, KL: UNIFORM}) is None
+
+
+def _num_settings(space: dict[str, Any]) -> int | None:
+    job = SearchJob.model_validate(search_tree("runs", space=space))
+    return num_settings(job.space)
+
+
+def test_point_has_the_values_of_its_axes_whatever_their_type_in_the_base() -> None:
+    """Or the draw of 1 would be another trial than the base's 1.0."""
+    space = {KL: {"kind": "choice", "values": [1, 2]}, f"{BALANCE}.share": UNIFORM, "model.latent_dim": WHOLE}
+    (settings,) = point_settings(search_job("runs", space=space))
+    assert json.dumps(settings[KL]) == "1"
+    assert json.dumps(settings["model.latent_dim"]) == "4"
 
 
 def test_metric_that_no_job_reports_is_refused_in_one_sentence() -> None:
@@ -155,3 +264,25 @@ def test_missing_base_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_tree(tmp_path, base={}) | {"base": "nowhere.yaml"}))
     with pytest.raises(JobError, match=r"nowhere.yaml: there is no such job file"):
         load_job(tmp_path / "search.yaml")
+
+
+@pytest.mark.parametrize("kind", ["search", "compare"])
+def test_base_that_is_no_train_job_is_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    import yaml
+
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(search_tree(tmp_path) | {"kind": "search"}))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump({"kind": kind, "name": "job", "base": "base.yaml"}))
+    with pytest.raises(JobError) as refused:
+        load_job(tmp_path / "job.yaml")
+    assert str(refused.value) == f"{tmp_path / 'job.yaml'}: base.kind: must be 'train', got 'search'; name a train job"
+
+
+def test_set_without_a_base_is_no_second_mistake(tmp_path: Path) -> None:
+    import yaml
+
+    tree = search_tree(tmp_path) | {"set": {"training.total_images": 160}}
+    del tree["base"]
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(JobError) as refused:
+        load_job(tmp_path / "search.yaml")
+    assert str(refused.value) == f"{tmp_path / 'search.yaml'}: base: is required; add it"

@@ -11,7 +11,7 @@ from tests.search.samples import search_job
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.runs.lease import Lease
 from vaegen_ray.search.directory import SearchDirectory
-from vaegen_ray.search.leaderboard import hypervolumes, leaderboard
+from vaegen_ray.search.leaderboard import hypervolumes, is_over, leaderboard
 from vaegen_ray.search.log import TrialLog
 from vaegen_ray.search.open import current_trials
 from vaegen_ray.search.trials import Event, Trials, TrialState, asked, ended, scored, started
@@ -120,3 +120,22 @@ def test_trial_that_runs_is_interrupted_once_nobody_drives_the_search(job: Searc
     trials = current_trials(directory)
     assert trials[0].state is TrialState.INTERRUPTED
     assert (trials.num_counted, trials.num_over) == (1, 0)
+
+
+def test_search_whose_space_holds_no_other_valid_settings_is_over(tmp_path: Path) -> None:
+    """It would be resumed for ever."""
+    axis = {"kind": "choice", "values": ["hinge", "non_saturating"]}
+    job = search_job(tmp_path, space={"objective.adversarial.loss": axis}, trials=2)
+    scores = {"reconstruction_psnr": 20.0, "sample_swd": 0.5}
+    events = [
+        asked(0, {"objective.adversarial.loss": "hinge"}),
+        started(0),
+        ended(0, TrialState.COMPLETE, scores=scores),
+        asked(1, {"objective.adversarial.loss": "non_saturating"}),
+        ended(1, TrialState.INVALID, reason="makes no job"),
+    ]
+    assert [is_over(job, Trials.of({**e, "time_s": 0.0} for e in events[:n])) for n in (3, 4, 5)] == [
+        False,
+        False,
+        True,
+    ]

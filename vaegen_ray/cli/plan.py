@@ -46,7 +46,7 @@ def _plan_search(job: SearchJob, console: Console) -> None:
         times = "once" if plan.beginnings == 1 else f"at most {plan.beginnings} times"
         saving = f"the first {plan.shared_images:,} images of the trials are trained {times}: saves {part:.0%}"
     else:
-        saving = "none: trials differ from the first step, or the adversarial term acts from there"
+        saving = "none for sure: trials may differ from the first step, or the adversarial term acts from there"
     table.add_row("common phase", saving)
     console.print(table)
     eigenvalue = Dataset.open(job.base.data.source).metadata.largest_eigenvalue

@@ -65,7 +65,7 @@ class CompareJob(Section):
             if not VARIANT_PATTERN.fullmatch(name):
                 raise ValueError(
                     f"must have names of 1 to 60 letters, digits, '.', '_' or '-', beginning with a letter or digit, "
-                    f"got '{name}'"
+                    f"which '{name}' is not"
                 )
         return variants
 
@@ -73,7 +73,7 @@ class CompareJob(Section):
     @classmethod
     def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"must name each seed once, got {', '.join(map(str, seeds))}")
+            raise ValueError("must name each seed once; remove what is repeated")
         return seeds
 
 

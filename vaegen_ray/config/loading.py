@@ -146,15 +146,19 @@ def _with_base(tree: Tree, path: str | Path) -> Tree:
         base = load_tree(
             os.path.normpath(beside.url) if isinstance(beside, Location) and beside.is_local else str(beside)
         )
+    tree = {key: value for key, value in tree.items() if key != "set"}
     if not isinstance(base, dict):
         return tree
     if not isinstance(settings, dict):
         raise JobError(f"{path}: set: must be 'dotted.path: value' lines, got {shown(settings)}")
+    kind = base.get("kind", "train")
+    if kind != "train":
+        raise JobError(f"{path}: base.kind: must be 'train', got {shown(kind)}; name a train job")
     try:
         base = with_settings(base, settings)
     except JobError as error:
         raise JobError(f"{path}: set: {error}") from error
-    return {**{key: value for key, value in tree.items() if key != "set"}, "base": base}
+    return {**tree, "base": base}
 
 
 def _text(path: str | Path) -> str:

@@ -1,15 +1,24 @@
 """The job of `vaegen search`: which settings of a train job are searched, for what, and with how many trials."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vaegen_ray.config.base import Count, Images, PositiveFloat, ProperFraction, Section, Text
 from vaegen_ray.config.job import NAME_PATTERN, TrainJob
 
-Value = bool | int | float | str
+
+def _plain(value: Any) -> Any:
+    """Refuse in one sentence what no member of the union below would take."""
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("must be true, false, a finite number or text")
+    return value
+
+
+Value = Annotated[bool | int | float | str, BeforeValidator(_plain)]
 """What an axis draws: a plain value of a job."""
 
 Settings = dict[str, Value]
@@ -77,11 +86,19 @@ class Choice(Section):
     when: Conditions = Field(default={})
     """Drawn only where these axes have these values."""
 
+    @field_validator("values", mode="before")
+    @classmethod
+    def _no_lists(cls, values: Any) -> Any:
+        if isinstance(values, list | tuple) and any(isinstance(value, list | tuple | dict) for value in values):
+            raise ValueError("must be plain values, no lists or sections; remove the axis")
+        return values
+
     @field_validator("values")
     @classmethod
     def _each_once(cls, values: tuple[Value, ...]) -> tuple[Value, ...]:
-        if len({(type(value), value) for value in values}) < len(values):
-            raise ValueError(f"must name each value once, got {', '.join(map(str, values))}")
+        # 1 and 1.0 make the same job, 1 and true do not.
+        if len({(isinstance(value, bool), value) for value in values}) < len(values):
+            raise ValueError("must name each value once; remove what is repeated")
         return values
 
 
@@ -210,6 +227,16 @@ Scheduler = Annotated[
 # ---------------------------------------------------------------------------- the job
 
 
+def _text_or_section(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise ValueError("must be 'base', 'preset:NAME' or 'axis: value' lines")
+    return value
+
+
+Point = Annotated[dict[str, Any] | str, BeforeValidator(_text_or_section)]
+"""Its names and values are checked with the space."""
+
+
 class SearchJob(Section):
     """Search the settings of a train job."""
 
@@ -228,7 +255,7 @@ class SearchJob(Section):
     """Of one start of the search: then no trial begins, and those that run are stopped with a checkpoint."""
     sampler: Sampler = Sampler()
     scheduler: Scheduler = ParetoStopping(kind="pareto")
-    points: tuple[Settings | Text, ...] = ("base",)
+    points: tuple[Point, ...] = ("base",)
     """Tried first: `base`, `preset:NAME`, or settings of axes (the others as in `base`)."""
     warm_start: tuple[Text, ...] = ()
     """Directories of earlier searches of the same space, whose finished trials the sampler learns from."""
@@ -256,6 +283,13 @@ class SearchJob(Section):
         if not objectives:
             raise ValueError("must name at least one metric; add one")
         return objectives
+
+    @field_validator("study")
+    @classmethod
+    def _leads_to_a_database(cls, study: str | None) -> str | None:
+        if study is not None and "://" not in study:
+            raise ValueError("must be the URL of a database, such as sqlite:////shared/study.db")
+        return study
 
     @property
     def metrics(self) -> tuple[str, ...]:

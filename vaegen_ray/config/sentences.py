@@ -80,8 +80,12 @@ def _sentences(detail: Any, job: type[BaseModel]) -> Iterator[str]:
             yield _of_our_own_rule(rule, path, value)
     elif kind == "extra_forbidden":
         yield f"{path}: no such key; {_similar_key(place, job)}"
-    elif kind in ("too_long", "too_short") or (kind == "missing" and isinstance(detail["loc"][-1], int)):
-        yield f"{place.list_path}: must be a list of {place.list_length} values, got {shown(place.list_in(detail))}"
+    elif kind == "missing" and isinstance(detail["loc"][-1], int):
+        yield f"{place.list_path}: must be a list of {place.list_length} values, got {shown(value)}"
+    elif kind in ("too_long", "too_short"):
+        # Pydantic counts only the values that are right; the others have sentences of their own.
+        if kind == "too_long" or len(value) < detail["ctx"]["min_length"]:
+            yield f"{path}: {_length(detail, place.annotation)}, got {shown(value)}"
     elif kind == "missing":
         kinds = _kinds(place.models) if place.key == "kind" else []
         yield f"{path}: is required{f', {one_of(kinds)}' if kinds else ''}; add it"
@@ -110,6 +114,15 @@ def _rule(detail: Any) -> str:
         return RULES[detail["type"]].format(**detail.get("ctx", {}))
     text = re.sub(r"^Input should be", "must be", detail["msg"])
     return text[0].lower() + text[1:]
+
+
+def _length(detail: Any, annotation: Any) -> str:
+    """How many values a list must have, or keys a section whose keys are the user's."""
+    if get_origin(annotation) is tuple and Ellipsis not in get_args(annotation):
+        return f"must be a list of {len(get_args(annotation))} values"
+    bound, key = ("least", "min_length") if detail["type"] == "too_short" else ("most", "max_length")
+    number, what = detail["ctx"][key], "key" if isinstance(detail["input"], dict) else "value"
+    return f"must have at {bound} {number} {what}{'s' if number > 1 else ''}"
 
 
 def _remedy(kind: str, value: Any) -> str:
@@ -209,16 +222,12 @@ class _Place:
 
     @property
     def list_path(self) -> str:
-        return _dotted(self.parts[:-1] if self.parts and isinstance(self.parts[-1], int) else self.parts)
+        """Where the last key is the number of a value: the list that holds it."""
+        return _dotted(self.parts[:-1])
 
     @property
     def list_length(self) -> int:
-        return len(get_args(self.list_annotation or self.annotation))
-
-    @staticmethod
-    def list_in(detail: Any) -> Any:
-        """The list that is too short or too long."""
-        return list(detail["input"])
+        return len(get_args(self.list_annotation))
 
 
 def _dotted(parts: list[str | int]) -> str:

@@ -1,6 +1,7 @@
 """The search space: which train job a draw makes, which axes are drawn, and what is wrong with a space."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -56,10 +57,35 @@ def in_order(space: Mapping[str, Axis]) -> list[tuple[str, Axis]]:
 def contains(axis: Axis, value: Any) -> bool:
     """Whether ``axis`` may draw ``value``."""
     if isinstance(axis, Choice):
-        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in axis.values)
+        return any(_is_same(value, choice) for choice in axis.values)
     if isinstance(value, bool) or not isinstance(value, int if isinstance(axis, Integer) else int | float):
         return False
     return axis.low <= value <= axis.high
+
+
+def _is_same(value: Any, choice: Value) -> bool:
+    return bool(value == choice) and isinstance(value, bool) == isinstance(choice, bool)
+
+
+def num_settings(space: Mapping[str, Axis]) -> int | None:
+    """How many settings a space of choices and whole numbers holds; None where there are other axes."""
+    axes = [(name, axis) for name, axis in in_order(space) if isinstance(axis, Choice | Integer)]
+    if len(axes) < len(space):
+        return None
+
+    def count(settings: Settings, index: int) -> int:
+        if index == len(axes):
+            return 1
+        name, axis = axes[index]
+        if not is_active(axis, settings):
+            return count(settings, index + 1)
+        # The values that no condition names leave the same axes active, and there may be billions.
+        named = {other.when[name] for _, other in axes if name in other.when}
+        num_values = len(axis.values) if isinstance(axis, Choice) else axis.high - axis.low + 1
+        with_named = sum(count({**settings, name: value}, index + 1) for value in named)
+        return with_named + (num_values - len(named)) * count(settings, index + 1)
+
+    return count({}, 0)
 
 
 def point_settings(search: SearchJob) -> list[Settings]:
@@ -88,8 +114,13 @@ def _settings_of_point(search: SearchJob, index: int) -> Settings:
                 f"points[{index}].{name}: must be {_range(axis)}, got {shown(value)}{source}; "
                 f"widen the axis, change the point, or leave it out (points: [])"
             )
-        settings[name] = value
+        settings[name] = _as_drawn(axis, value)
     return settings
+
+
+def _as_drawn(axis: Axis, value: Any) -> Any:
+    """A choice of 1 draws 1 where the base job has 1.0, and the same settings must not come again."""
+    return next(choice for choice in axis.values if _is_same(value, choice)) if isinstance(axis, Choice) else value
 
 
 def _source(point: Any) -> str:
@@ -117,12 +148,14 @@ def _tree(job: TrainJob) -> dict[str, Any]:
 def broken_search_rules(search: SearchJob) -> Iterator[str]:
     """All rules between the sections of ``search``, each of which is valid, that it breaks."""
     yield from _metrics(search)
+    yield from _constraints(search)
     yield from _schedulers(search)
     if search.base.resources.fewest_workers < search.base.resources.most_workers:
         yield "base.resources.workers: must be a number in a search, whose trials share a cluster, got a range"
     broken = list(_axes(search))
     yield from broken
     if not broken:
+        yield from _trials(search)
         try:
             points = point_settings(search)
         except JobError as error:
@@ -143,6 +176,21 @@ def _metrics(search: SearchJob) -> Iterator[str]:
     metrics = [goal.metric for goal in search.objectives]
     if repeated := [metric for metric in metrics if metrics.count(metric) > 1]:
         yield f"objectives: must name each metric once, got '{repeated[0]}' twice; remove one"
+
+
+def _constraints(search: SearchJob) -> Iterator[str]:
+    for low, high in itertools.product(search.constraints, repeat=2):
+        if (low.metric, low.relation, high.relation) == (high.metric, ">=", "<=") and low.bound > high.bound:
+            yield f"constraints: must be possible to keep together, got '{low}' and '{high}'; remove one"
+
+
+def _trials(search: SearchJob) -> Iterator[str]:
+    """No settings are tried twice."""
+    held = num_settings(search.space)
+    if held is not None and held < search.trials:
+        yield (
+            f"trials: must be at most {held}, all that the space holds, got {search.trials}; lower it, or widen an axis"
+        )
 
 
 def _schedulers(search: SearchJob) -> Iterator[str]:
@@ -192,6 +240,11 @@ def _conditions_of(name: str, axis: Axis, space: Mapping[str, Axis]) -> Iterator
     for other, value in axis.when.items():
         if other not in space:
             yield f"space.{name}.when: {must_be(space, other)}"
+        elif not isinstance(space[other], Choice | Integer):
+            yield (
+                f"space.{name}.when: must name an axis of kind 'choice' or 'integer', got '{other}' of kind "
+                f"'{space[other].kind}'; remove it, or make that axis a choice"
+            )
         elif not contains(space[other], value):
             yield f"space.{name}.when.{other}: must be {_range(space[other])}, got {shown(value)}"
 

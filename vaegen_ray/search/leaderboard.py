@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vaegen_ray.config.search import SearchJob
+from vaegen_ray.config.space import num_settings
 from vaegen_ray.search.pareto import Costs, front, hypervolume, knee
 from vaegen_ray.search.trials import BY_MERIT, Trial, Trials, TrialState
 
@@ -98,8 +99,10 @@ def leaderboard(job: SearchJob, trials: Trials) -> Leaderboard:
 
 
 def is_over(job: SearchJob, trials: Trials) -> bool:
-    """Whether the search has all its trials, and all have ended."""
-    return trials.num_counted >= job.trials and trials.num_over == trials.num_counted
+    """Whether the search has all its trials, or all that its space holds, and all have ended."""
+    held = num_settings(job.space)
+    has_all = trials.num_counted >= job.trials or (held is not None and len(trials) >= held)
+    return has_all and trials.num_over == trials.num_counted
 
 
 def costs_of(job: SearchJob, trials: Sequence[Trial]) -> Costs:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vaegen_ray.config.objective import FixedScale, GaussianReconstruction
 from vaegen_ray.config.search import Choice, SearchJob
-from vaegen_ray.search.forks import fork_of, num_beginnings
+from vaegen_ray.search.forks import least_shared_images, num_beginnings
 
 KL_WEIGHT = "objective.kl.weight"
 SCALE = "objective.reconstruction.scale.value"
@@ -22,7 +22,7 @@ class SearchPlan:
     rungs: int
     """Evaluations of a trial before its end, at which it may be stopped."""
     shared_images: int
-    """Length of the phase that trials have in common; 0 where there is none."""
+    """Length of the phase that trials of one beginning have in common, at least; 0 where some share none."""
     beginnings: int
     """How many such phases are trained, at most; the other trials begin from them."""
 
@@ -40,14 +40,12 @@ class SearchPlan:
 def plan_search(job: SearchJob) -> SearchPlan:
     """Count the images of ``job``."""
     training, every = job.base.training, job.base.evaluation.every_images
-    beginnings = num_beginnings(job)
-    fork = fork_of(job.base) if beginnings is not None else None
     return SearchPlan(
         trials=job.trials,
         images_per_trial=training.final_position,
         rungs=(training.total_images - 1) // every if every is not None else 0,
-        shared_images=fork.position if fork is not None else 0,
-        beginnings=beginnings or job.trials,
+        shared_images=least_shared_images(job),
+        beginnings=num_beginnings(job) or job.trials,
     )
 
 
