@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaegen_ray.config.loading import job_of
-from vaegen_ray.config.search import Choice, Integer, LogUniform, SearchJob, Settings
+from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.search.directory import SearchDirectory
+from vaegen_ray.search.forecast import features_of
 from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.open import load_search
 from vaegen_ray.search.pareto import front
@@ -95,14 +96,7 @@ def draws_of(*what: object) -> np.random.Generator:
 
 def point_of(job: SearchJob, settings: Settings) -> tuple[float, ...]:
     """Settings as a point of the unit cube, each axis as it is drawn."""
-    point = []
-    for name, axis in job.space.items():
-        assert not isinstance(axis, Choice)
-        low, high, value = float(axis.low), float(axis.high), float(settings[name])
-        if isinstance(axis, LogUniform) or (isinstance(axis, Integer) and axis.log):
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        point.append((value - low) / (high - low))
-    return tuple(point)
+    return tuple(features_of(job.space, settings))
 
 
 def box_of(job: SearchJob, ends: Sequence[Mapping[str, float]]) -> Box:

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +12,16 @@ from pydantic import ValidationError
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.config.presets import PRESETS, Sizes
-from vaegen_ray.config.search import Axis, Choice, Integer, SearchJob, Settings, Value
+from vaegen_ray.config.search import (
+    Axis,
+    Choice,
+    Integer,
+    LogUniform,
+    SearchJob,
+    Settings,
+    Uniform,
+    Value,
+)
 from vaegen_ray.config.sentences import must_be, one_of, sentences, shown
 from vaegen_ray.config.settings import flat, with_settings
 from vaegen_ray.config.watchdog import CHANGEABLE
@@ -61,6 +71,14 @@ def contains(axis: Axis, value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if isinstance(axis, Integer) else int | float):
         return False
     return axis.low <= value <= axis.high
+
+
+def unit_value(axis: Uniform | LogUniform | Integer, value: float) -> float:
+    """Where a value lies between the bounds of its axis, which are 0 and 1, on the scale on which it is drawn."""
+    low, high = float(axis.low), float(axis.high)
+    if isinstance(axis, LogUniform) or (isinstance(axis, Integer) and axis.log):
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low) if high > low else 0.0
 
 
 def _is_same(value: Any, choice: Value) -> bool:

@@ -32,9 +32,13 @@ class LogScheduler(FIFOScheduler):
         """Continue, or stop."""
         number = trial.config["number"]
         scores = record_scores(self._log, number, result)
-        if result.get(ENDING) or self._rule is None:
+        if self._rule is None:
             return TrialScheduler.CONTINUE
         position = int(result[POSITION])
+        if result.get(ENDING):
+            if position in self._log.trials[number].rungs:
+                self._rule.reached(self._log.trials[number], position)
+            return TrialScheduler.CONTINUE
         if broken := [metric for metric in self._job.metrics if not math.isfinite(scores.get(metric, 0.0))]:
             reason = f"{broken[0]} is {scores[broken[0]]} at {position} images"
             self._log.record(ended(number, TrialState.FAILED, reason=reason))

@@ -20,6 +20,7 @@ from vaegen_ray.config.search import (
     Settings,
 )
 from vaegen_ray.config.space import in_order, is_active
+from vaegen_ray.search.forecast import Ends, features_of
 from vaegen_ray.search.trials import Trial
 
 DISTORTION, QUALITY = "reconstruction_", "sample_"
@@ -41,7 +42,10 @@ class StoppingRule(Protocol):
     """Hears of every rung of every trial, once, and says which trials go no further."""
 
     def reached(self, trial: Trial, position: int) -> str | None:
-        """``trial`` was evaluated at ``position``; why it is to be stopped, in words, or None."""
+        """``trial`` was evaluated at ``position``; why it is to be stopped, in words, or None.
+
+        At its end, too, where the answer means nothing.
+        """
         ...
 
 
@@ -68,6 +72,10 @@ class ParetoRule:
     not in the best ``1/reduction`` of those that reached the rung, four at least, goes no further. A trial that breaks
     constraints is dominated by all that break them less.
 
+    Who is behind at a rung may come late: the lower the weight of a loss, the later it shows. So once some trials have
+    ended, where the others will is forecast from their settings and costs (:mod:`vaegen_ray.search.forecast`), and a
+    trial goes on unless another's end is clearly ahead of its own in all objectives.
+
     What may be judged when: the rate, and whatever is neither distortion nor sample quality, from the first rung;
     distortion after the grace period and the trial's adversarial start, among trials of the same age since theirs;
     sample quality late. While one objective of several may not be judged yet, only constraints are: who is dominated
@@ -81,8 +89,13 @@ class ParetoRule:
         adversarial = getattr(job.base.objective, "adversarial", None)
         self._base_start_images: int | None = None if adversarial is None else adversarial.start_images
         self._rungs: dict[tuple[object, ...], _Rung] = {}
+        self._passed: dict[int, list[Ends]] = {}
+        """The rungs of each trial that has not ended."""
 
     def reached(self, trial: Trial, position: int) -> str | None:
+        if position >= self._total_images:
+            self._learn(trial, trial.rungs[position])
+            return None
         if collapse := self._collapse(trial, position):
             return collapse
         scores = self._smoothed(trial, position)
@@ -94,15 +107,28 @@ class ParetoRule:
             return None
         rung = self._rungs.setdefault((*self._clock(trial, position), bool(costs), len(excesses)), _Rung())
         place = rung.enter(trial.number, sum(excesses), costs)
+        if place is not None and costs and not any(excesses):
+            rung.ends.enter(trial.number, features_of(self._job.space, trial.settings), costs)
+            self._passed.setdefault(trial.number, []).append(rung.ends)
         if place is None or place.num_dominating == 0 or place.num_trials < FEWEST_TO_JUDGE:
             return None
         if place.num_better < place.num_trials / self._settings.reduction:
+            return None
+        if costs and not any(excesses) and rung.ends.is_behind(trial.number) is False:
             return None
         what = "objectives" if costs else "constraints"
         return (
             f"at {position} images {place.num_dominating} of {place.num_trials} trials dominate it in all {what} "
             f"and {place.num_better} rank before it"
         )
+
+    def _learn(self, trial: Trial, scores: Mapping[str, float]) -> None:
+        """Where a trial ended tells where others will that stand where it stood."""
+        rungs = self._passed.pop(trial.number, [])
+        if all(metric in scores for metric in self._job.metrics):
+            costs = self._job.costs(scores)
+            for ends in rungs:
+                ends.ended(trial.number, costs if self._job.is_feasible(scores) else [math.inf] * len(costs))
 
     def _judged(self, trial: Trial, position: int) -> set[str]:
         start, late = self._start_images(trial), self._settings.quality_from_fraction * self._total_images
@@ -176,6 +202,7 @@ class _Rung:
     """The trials that reached a rung; entering costs one comparison with each."""
 
     numbers: set[int] = field(default_factory=set)
+    ends: Ends = field(default_factory=Ends)
     _columns: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
     """[1 + objectives, trials]: excess over the constraints, then costs; grows by doubling."""
     _dominated_by: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))

@@ -1,0 +1,115 @@
+"""Where trials will end, from where they are: what keeps those that come late from being stopped for it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaegen_ray.config.search import Axis, Choice, Settings
+from vaegen_ray.config.space import unit_value
+
+Array = NDArray[np.float64]
+
+FEWEST_ENDS = 8
+"""Trials that came to their end, before anything is forecast from them."""
+
+RIDGE = 3.0
+"""Trials' worth of doubt that a setting matters; features are standardised."""
+
+DOUBT = 1.0
+"""Errors of the forecast by which another trial must be ahead, in every objective."""
+
+REFIT_PART = 0.05
+"""A forecast serves until so many more trials have ended."""
+
+
+def features_of(space: Mapping[str, Axis], settings: Settings) -> list[float]:
+    """Settings as numbers in [0, 1]: a choice is one number for each of its values, an inactive axis is 0."""
+    features: list[float] = []
+    for name, axis in space.items():
+        if isinstance(axis, Choice):
+            features += [float(name in settings and settings[name] == value) for value in axis.values]
+        else:
+            features.append(unit_value(axis, float(settings[name])) if name in settings else 0.0)
+    return features
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How costs change from a rung to the end: ridge regression on the settings and the costs at the rung."""
+
+    num_learnt: int
+    centre: Array
+    spread: Array
+    change: Array
+    """Mean over trials, of each cost."""
+    slopes: Array
+    """[features, costs]"""
+    error: Array
+    """Standard deviation of the forecast of a trial that it did not learn from, of each cost."""
+
+    @classmethod
+    def fitted(cls, features: Array, changes: Array) -> "Forecast":
+        """From trials that ended: ``features`` [trials, features], ``changes`` [trials, costs]."""
+        centre, spread, change = features.mean(0), features.std(0), changes.mean(0)
+        spread = np.where(spread > 0, spread, 1.0)
+        scaled = (features - centre) / spread
+        gram = scaled.T @ scaled + RIDGE * np.eye(scaled.shape[1])
+        slopes = np.linalg.solve(gram, scaled.T @ (changes - change))
+        leverage = (scaled * np.linalg.solve(gram, scaled.T).T).sum(1) + 1 / len(scaled)
+        left_out = (changes - change - scaled @ slopes) / (1 - np.minimum(leverage, 0.9))[:, None]
+        return cls(len(features), centre, spread, change, slopes, left_out.std(0))
+
+    def changes(self, features: Array) -> Array:
+        """[trials, costs], of ``features`` [trials, features]."""
+        result: Array = self.change + (features - self.centre) / self.spread @ self.slopes
+        return result
+
+
+class Ends:
+    """The trials that came to one rung: their features and costs there, and their costs at the end, known or not."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = {}
+        self._features, self._costs, self._ends = (np.empty((0, 0)) for _ in range(3))
+        self._forecast: Forecast | None = None
+
+    def enter(self, number: int, features: Sequence[float], costs: Sequence[float]) -> None:
+        """A trial came to the rung with these costs, and keeps the constraints."""
+        row = self._rows[number] = len(self._rows)
+        if row == len(self._ends):
+            self._features = _grown(self._features, len(features) + len(costs))
+            self._costs, self._ends = _grown(self._costs, len(costs)), _grown(self._ends, len(costs))
+        self._features[row], self._costs[row], self._ends[row] = [*features, *costs], costs, math.nan
+
+    def ended(self, number: int, costs: Sequence[float]) -> None:
+        """The trial came to its end with these costs; infinite ones where it broke the constraints."""
+        if number in self._rows:
+            self._ends[self._rows[number]] = costs
+
+    def is_behind(self, number: int) -> bool | None:
+        """Whether a trial will end clearly ahead of this one in every objective, or has; None where nobody can say."""
+        count = len(self._rows)
+        features, costs, ends = self._features[:count], self._costs[:count], self._ends[:count]
+        known = np.isfinite(ends).all(1)
+        num_known = int(np.count_nonzero(known))
+        if num_known < FEWEST_ENDS:
+            return None
+        if self._forecast is None or num_known >= (1 + REFIT_PART) * self._forecast.num_learnt:
+            self._forecast = Forecast.fitted(features[known], ends[known] - costs[known])
+        expected = np.where(np.isnan(ends), costs + self._forecast.changes(features), ends)
+        own = expected[self._rows[number]]
+        # Two forecasts err independently of each other, what is known does not.
+        doubt = DOUBT * self._forecast.error * np.where(known, 1.0, math.sqrt(2.0))[:, None]
+        ahead = (expected < own - doubt).all(1)
+        return bool(ahead.any())
+
+
+def _grown(rows: Array, width: int) -> Array:
+    """Room for twice as many rows and some."""
+    grown = np.empty((2 * len(rows) + 16, width))
+    if len(rows):
+        grown[: len(rows)] = rows
+    return grown
