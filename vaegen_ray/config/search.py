@@ -173,7 +173,8 @@ class ParetoStopping(Section):
     """Stop trials that others dominate: gently, by Pareto rank, never by one metric.
 
     Each evaluation is a rung. Distortion is compared only among trials of the same age since the adversarial
-    start, sample quality only late in the run.
+    start, sample quality only late in the run. Once eight trials have ended, where the others will is forecast, and
+    those that may still come to the front go on.
     """
 
     kind: Literal["pareto"]
