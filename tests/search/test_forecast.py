@@ -55,11 +55,11 @@ def test_features_are_numbers_of_every_axis() -> None:
 def test_nobody_can_say_who_is_behind_before_enough_have_ended() -> None:
     ends = Ends()
     for number in range(FEWEST_ENDS):
-        assert not number or ends.num_ahead(number - 1) is None
+        assert ends.is_behind(number - 1) is None if number else True
         ends.enter(number, [0.1 * number], [float(number), 1.0])
         ends.ended(number, [float(number), 1.0])
     ends.enter(99, [0.5], [50.0, 2.0])
-    assert ends.num_ahead(99) == FEWEST_ENDS
+    assert ends.is_behind(99) is True
 
 
 def test_trial_that_broke_the_constraints_in_the_end_is_ahead_of_nobody() -> None:
@@ -68,7 +68,7 @@ def test_trial_that_broke_the_constraints_in_the_end_is_ahead_of_nobody() -> Non
         ends.enter(number, [0.05 * number], [1.0, 1.0])
         ends.ended(number, [math.inf, math.inf] if number % 2 else [10.0, 10.0])
     ends.enter(99, [0.5], [0.9, 0.9])
-    assert ends.num_ahead(99) == 0
+    assert ends.is_behind(99) is False
 
 
 def scores(share: float, luck: float, position: int) -> dict[str, float]:
@@ -99,4 +99,4 @@ def test_trial_that_will_come_late_goes_on_and_one_that_will_not_is_stopped() ->
     for number in range(FEWEST_ENDS, 30):
         verdict(rule, number, float(random.uniform()), float(random.normal()))
     assert verdict(rule, 100, 0.95, -2.5) is None
-    assert "will end ahead of it in all objectives" in (verdict(rule, 101, 0.1, 10.0) or "")
+    assert "dominate it in all objectives" in (verdict(rule, 101, 0.1, 10.0) or "")

@@ -89,8 +89,8 @@ class Ends:
         if number in self._rows:
             self._ends[self._rows[number]] = costs
 
-    def num_ahead(self, number: int) -> int | None:
-        """How many will end clearly ahead of this trial in every objective, or have; None where nobody can say."""
+    def is_behind(self, number: int) -> bool | None:
+        """Whether a trial will end clearly ahead of this one in every objective, or has; None where nobody can say."""
         count = len(self._rows)
         features, costs, ends = self._features[:count], self._costs[:count], self._ends[:count]
         known = np.isfinite(ends).all(1)
@@ -104,7 +104,7 @@ class Ends:
         # Two forecasts err independently of each other, what is known does not.
         doubt = DOUBT * self._forecast.error * np.where(known, 1.0, math.sqrt(2.0))[:, None]
         ahead = (expected < own - doubt).all(1)
-        return int(np.count_nonzero(ahead))
+        return bool(ahead.any())
 
 
 def _grown(rows: Array, width: int) -> Array:

@@ -73,8 +73,8 @@ class ParetoRule:
     constraints is dominated by all that break them less.
 
     Who is behind at a rung may come late: the lower the weight of a loss, the later it shows. So once some trials have
-    ended, where the others will is forecast from their settings and costs (:mod:`vaegen_ray.search.forecast`), and
-    those go on of which no other's end is clearly ahead in all objectives.
+    ended, where the others will is forecast from their settings and costs (:mod:`vaegen_ray.search.forecast`), and a
+    trial goes on unless another's end is clearly ahead of its own in all objectives.
 
     What may be judged when: the rate, and whatever is neither distortion nor sample quality, from the first rung;
     distortion after the grace period and the trial's adversarial start, among trials of the same age since theirs;
@@ -110,19 +110,11 @@ class ParetoRule:
         if place is not None and costs and not any(excesses):
             rung.ends.enter(trial.number, features_of(self._job.space, trial.settings), costs)
             self._passed.setdefault(trial.number, []).append(rung.ends)
-        if place is None:
-            return None
-        num_ahead = rung.ends.num_ahead(trial.number) if costs and not any(excesses) else None
-        if num_ahead == 0:
-            return None
-        # Of one objective the best that ended is ahead of nearly everybody: there it takes a low rank as well.
-        if num_ahead is not None and len(costs) > 1:
-            return (
-                f"at {position} images {num_ahead} of {place.num_trials} trials will end ahead of it in all objectives"
-            )
-        if place.num_dominating == 0 or place.num_trials < FEWEST_TO_JUDGE:
+        if place is None or place.num_dominating == 0 or place.num_trials < FEWEST_TO_JUDGE:
             return None
         if place.num_better < place.num_trials / self._settings.reduction:
+            return None
+        if costs and not any(excesses) and rung.ends.is_behind(trial.number) is False:
             return None
         what = "objectives" if costs else "constraints"
         return (
