@@ -73,7 +73,8 @@ class Ends:
 
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
-        self._features, self._costs, self._ends = (np.empty((0, 0)) for _ in range(3))
+        self._features, self._ends = np.empty((0, 0)), np.empty((0, 0))
+        """[trials, features and then costs at the rung]; [trials, costs at the end], NaN while unknown."""
         self._forecast: Forecast | None = None
 
     def enter(self, number: int, features: Sequence[float], costs: Sequence[float]) -> None:
@@ -81,18 +82,19 @@ class Ends:
         row = self._rows[number] = len(self._rows)
         if row == len(self._ends):
             self._features = _grown(self._features, len(features) + len(costs))
-            self._costs, self._ends = _grown(self._costs, len(costs)), _grown(self._ends, len(costs))
-        self._features[row], self._costs[row], self._ends[row] = [*features, *costs], costs, math.nan
+            self._ends = _grown(self._ends, len(costs))
+        self._features[row], self._ends[row] = [*features, *costs], math.nan
 
     def ended(self, number: int, costs: Sequence[float]) -> None:
-        """The trial came to its end with these costs; infinite ones where it broke the constraints."""
+        """A trial came to its end with these costs, infinite ones where it broke the constraints; any trial may."""
         if number in self._rows:
             self._ends[self._rows[number]] = costs
 
     def is_behind(self, number: int) -> bool | None:
         """Whether a trial will end clearly ahead of this one in every objective, or has; None where nobody can say."""
         count = len(self._rows)
-        features, costs, ends = self._features[:count], self._costs[:count], self._ends[:count]
+        features, ends = self._features[:count], self._ends[:count]
+        costs = features[:, features.shape[1] - ends.shape[1] :]
         known = np.isfinite(ends).all(1)
         num_known = int(np.count_nonzero(known))
         if num_known < FEWEST_ENDS:

@@ -89,8 +89,6 @@ class ParetoRule:
         adversarial = getattr(job.base.objective, "adversarial", None)
         self._base_start_images: int | None = None if adversarial is None else adversarial.start_images
         self._rungs: dict[tuple[object, ...], _Rung] = {}
-        self._passed: dict[int, list[Ends]] = {}
-        """The rungs of each trial that has not ended."""
 
     def reached(self, trial: Trial, position: int) -> str | None:
         if position >= self._total_images:
@@ -109,7 +107,6 @@ class ParetoRule:
         place = rung.enter(trial.number, sum(excesses), costs)
         if place is not None and costs and not any(excesses):
             rung.ends.enter(trial.number, features_of(self._job.space, trial.settings), costs)
-            self._passed.setdefault(trial.number, []).append(rung.ends)
         if place is None or place.num_dominating == 0 or place.num_trials < FEWEST_TO_JUDGE:
             return None
         if place.num_better < place.num_trials / self._settings.reduction:
@@ -124,11 +121,11 @@ class ParetoRule:
 
     def _learn(self, trial: Trial, scores: Mapping[str, float]) -> None:
         """Where a trial ended tells where others will that stand where it stood."""
-        rungs = self._passed.pop(trial.number, [])
         if all(metric in scores for metric in self._job.metrics):
             costs = self._job.costs(scores)
-            for ends in rungs:
-                ends.ended(trial.number, costs if self._job.is_feasible(scores) else [math.inf] * len(costs))
+            ends = costs if self._job.is_feasible(scores) else [math.inf] * len(costs)
+            for rung in self._rungs.values():
+                rung.ends.ended(trial.number, ends)
 
     def _judged(self, trial: Trial, position: int) -> set[str]:
         start, late = self._start_images(trial), self._settings.quality_from_fraction * self._total_images
