@@ -40,7 +40,7 @@ from vaegen_ray.on_ray.sole_search import sole_search_of_the_cluster
 from vaegen_ray.on_ray.study import open_database, open_study, reconcile
 from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
-from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
+from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts, starting_together
 from vaegen_ray.runs.lease import Fence, Lease, locked
 from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory, trial_name
 from vaegen_ray.search.forks import Fork, fork_of, num_beginnings
@@ -59,8 +59,6 @@ IS_SEARCHED = (
 LOCK_TIMEOUT_S = 5.0
 TUNE_RECORDS = "tune-"
 """Prefix of the folder of Tune's own files, which goes when the search ends."""
-MOST_STARTING = 64
-"""Trials whose processes start at the same time."""
 PROCESS_OF_A_NESTED_TRIAL = {"CPU": 0.01}
 
 TUNE_SETTINGS = {
@@ -277,7 +275,7 @@ def _tune(
 ) -> None:
     directory = SearchDirectory.of(job)
     nested = job.base.resources.needs_ray
-    os.environ.update(TUNE_SETTINGS, TUNE_MAX_PENDING_TRIALS_PG=str(min(max_concurrent, MOST_STARTING)))
+    os.environ.update(TUNE_SETTINGS, **starting_together(max_concurrent))
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # It misses files nobody wrote.
     records = directory.root / f"{TUNE_RECORDS}{uuid.uuid4().hex[:8]}"
     try:

@@ -27,6 +27,7 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.on_ray.reports import report_of
+from vaegen_ray.on_ray.trial_scheduler import starting_together
 
 STARTING_S = 5.0
 """Virtual seconds from choosing a trial to its first image."""
@@ -74,7 +75,7 @@ def simulate(
     Tune's own records go to ``directory``.
     """
     events = Events()
-    with _without_cluster(directory):
+    with _without_cluster(directory, max_concurrent):
         storage = ray_storage.StorageContext(str(directory), "records", SyncConfig())
         generator = SearchGenerator(ConcurrencyLimiter(searcher, max_concurrent))
         experiment = Experiment(
@@ -105,19 +106,21 @@ class _Simulated(Trainable):
 
 
 @contextmanager
-def _without_cluster(directory: Path) -> Iterator[None]:
+def _without_cluster(directory: Path, max_concurrent: int) -> Iterator[None]:
     """Tune keeps its files below the session of a cluster, and there is none."""
-    function, setting = "_get_ray_train_session_dir", "TUNE_PRINT_ALL_TRIAL_ERRORS"
-    before, printing = getattr(ray_storage, function), os.environ.get(setting)
+    function, settings = "_get_ray_train_session_dir", {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
+    settings.update(starting_together(max_concurrent))
+    before, environment = getattr(ray_storage, function), {name: os.environ.get(name) for name in settings}
     setattr(ray_storage, function, lambda: str(directory / "session"))
-    os.environ[setting] = "0"
+    os.environ.update(settings)
     try:
         yield
     finally:
         setattr(ray_storage, function, before)
-        del os.environ[setting]
-        if printing is not None:
-            os.environ[setting] = printing
+        for name, value in environment.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 # ---------------------------------------------------------------------------- virtual time

@@ -15,6 +15,14 @@ from vaegen_ray.search.log import TrialLog
 from vaegen_ray.search.stopping import make_rule
 from vaegen_ray.search.trials import TrialState, ended, lost, started
 
+MOST_STARTING = 64
+"""Trials whose processes start at the same time."""
+
+
+def starting_together(max_concurrent: int) -> dict[str, str]:
+    """What tells Tune, in the environment, how many trials may wait for their processes."""
+    return {"TUNE_MAX_PENDING_TRIALS_PG": str(min(max_concurrent, MOST_STARTING))}
+
 
 class LogScheduler(FIFOScheduler):
     """Records each rung, and stops the trials that the job's rule stops; the rungs come back from the log."""
