@@ -1,6 +1,6 @@
 """`vaegen bench search --quality`: what searches find at an equal budget, ours and others'."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from vaegen_ray.bench.run_table import RunTable
     from vaegen_ray.bench.tradeoff import TradeOff
     from vaegen_ray.on_ray.rivals import Rival
+
+Compare = Callable[[Sequence[float], Sequence[float]], str]
+"""What a search found on each seed, against the reference on the same seeds, in words."""
 
 AT_ONCE = 8
 FULL_TRAININGS = 48
@@ -64,25 +67,25 @@ def _fronts(console: Console, seeds: int, what: str, known: "TradeOff | RunTable
         return run(rival, search_of(known.job, seed), world, max_concurrent=AT_ONCE, budget=budget, in_images=True)
 
     table = Table(
-        "search", *_headings("volume"), f"to '{REFERENCE}'", "trials, fully trained", "untrained on the front",
-        title=f"{what}: part of the true front's volume, {seeds} seeds, {FULL_TRAININGS} full trainings, "
-        f"{AT_ONCE} at once",
+        "search", *_headings("volume", FULL_TRAININGS), "trials, fully trained", "untrained on the front",
+        title=f"{what}: part of the true front's volume after so many full trainings' worth, {AT_ONCE} at once; below "
+        f"it the gain on '{REFERENCE}'; {seeds} seeds",
     )  # fmt: skip
-    against: list[float] = []
+    against: list[list[float]] = []
     for name, rival in rivals.items():
         console.print(f"{name} ...")
         histories = [search(rival, seed) for seed in range(seeds)]
         found = [volumes(history, box, known.final) for history in histories]
-        against = against or [row[-1] for row in found]
-        # Not the mean of ratios: a seed on which the reference found next to nothing would decide it.
-        mean = sum(against) / seeds
-        gains = Estimate.of([(row[-1] - other) / mean for row, other in zip(found, against, strict=True)])
+        against = against or found
         untrained = sum(history.num_untrained_in_answer for history in histories) / seeds
         answers = sum(len(history.answer) for history in histories) / seeds
         table.add_row(
-            name, *_cells(found), f"{gains.mean:+.1%} ± {gains.half_width:.1%}", _counts(histories),
+            name,
+            *_cells(found, against, _gain),
+            _counts(histories),
             f"{untrained:.1f} of {answers:.1f}",
-        )  # fmt: skip
+            end_section=True,
+        )
     return table
 
 
@@ -110,27 +113,41 @@ def _lcbench(console: Console, seeds: int, folder: Path) -> Table:
                 yield task, run(rival, lcbench_job(seed), world, max_concurrent=AT_ONCE, budget=budget, in_images=False)
 
     table = Table(
-        "search", *_headings("regret"), f"to '{BOHB}'", "trials, fully trained",
-        title=f"LCBench: regret, {len(tasks)} tasks, {seeds} seeds each, {FULL_TIMES} full trainings on each of "
-        f"{AT_ONCE} workers",
+        "search", *_headings("regret", FULL_TIMES), "trials, fully trained",
+        title=f"LCBench: regret after so many full trainings on each of {AT_ONCE} workers; below it the difference to "
+        f"'{BOHB}'; {len(tasks)} tasks, {seeds} seeds each",
     )  # fmt: skip
-    against: list[float] = []
+    against: list[list[float]] = []
     for name, rival in rivals.items():
         console.print(f"{name} ...")
         pairs = list(searches(rival))
         found = [regrets(history, task.best_cost, task.median_cost) for task, history in pairs]
-        against = against or [row[-1] for row in found]
-        less = Estimate.of([row[-1] - other for row, other in zip(found, against, strict=True)])
-        table.add_row(name, *_cells(found), f"{less.mean:+.3f} ± {less.half_width:.3f}", _counts([h for _, h in pairs]))
+        against = against or found
+        table.add_row(name, *_cells(found, against, _difference), _counts([h for _, h in pairs]), end_section=True)
     return table
 
 
-def _headings(what: str) -> list[str]:
-    return [f"{what} at {part:.0%}" for part in CHECKPOINTS]
+def _headings(what: str, budget: float) -> list[str]:
+    return [f"{what} after {part * budget:g}" for part in CHECKPOINTS]
 
 
-def _cells(found: list[list[float]]) -> list[str]:
-    return [str(Estimate.of([row[index] for row in found])) for index in range(len(CHECKPOINTS))]
+def _cells(found: list[list[float]], against: list[list[float]], compare: Compare) -> list[str]:
+    if found is against:
+        return [str(Estimate.of(own)) for own in zip(*found, strict=True)]
+    columns = zip(zip(*found, strict=True), zip(*against, strict=True), strict=True)
+    return [f"{Estimate.of(own)}\n{compare(own, others)}" for own, others in columns]
+
+
+def _gain(own: Sequence[float], others: Sequence[float]) -> str:
+    # Not the mean of ratios: a seed on which the reference found next to nothing would decide it.
+    mean = sum(others) / len(others)
+    gains = Estimate.of([(one - other) / mean for one, other in zip(own, others, strict=True)])
+    return f"{gains.mean:+.1%} ± {gains.half_width:.1%}"
+
+
+def _difference(own: Sequence[float], others: Sequence[float]) -> str:
+    less = Estimate.of([one - other for one, other in zip(own, others, strict=True)])
+    return f"{less.mean:+.3f} ± {less.half_width:.3f}"
 
 
 def _counts(histories: list[History]) -> str:
