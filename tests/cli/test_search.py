@@ -1,5 +1,6 @@
 """What `vaegen search` refuses and says, without a cluster."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tests.cli.test_validate import vaegen
 from tests.search.samples import search_job
 from vaegen_ray.cli.search import _with_trials
 from vaegen_ray.config.loading import dump_job
+from vaegen_ray.runs.lease import Lease
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import TrialLog
 from vaegen_ray.search.open import load_search
@@ -76,6 +78,15 @@ def test_fewer_trials_than_there_are_already_are_refused(
     assert "for 50 more give --trials +50" in told
 
 
+def test_job_file_with_fewer_trials_than_there_are_already_is_refused(
+    search: Callable[..., str], directory: SearchDirectory, tmp_path: Path
+) -> None:
+    tree = json.loads(directory.job_file.read_text())
+    (tmp_path / "fewer.json").write_text(json.dumps({**tree, "trials": 3}))
+    told = search(tmp_path / "fewer.json")
+    assert f"trials: must be at least 4, the trials that {directory.root} has already, got 3" in told
+
+
 @pytest.mark.parametrize(("trials", "total"), [("4", 4), ("9", 9), ("+50", 54)])
 def test_as_many_trials_as_there_are_or_more_extend_the_search(
     directory: SearchDirectory, trials: str, total: int
@@ -85,8 +96,22 @@ def test_as_many_trials_as_there_are_or_more_extend_the_search(
 
 
 def test_stop_of_a_search_that_runs_asks_it_to(search: Callable[..., str], directory: SearchDirectory) -> None:
-    assert f"asked {directory.root} to stop" in search("stop", directory.root, code=0)
+    lease = Lease(directory.lease)
+    try:
+        assert f"asked {directory.root} to stop" in search("stop", directory.root, code=0)
+    finally:
+        lease.release()
     assert directory.stop_request.exists()
+
+
+def test_stop_of_a_search_that_nobody_drives_says_that_nothing_runs(
+    search: Callable[..., str], directory: SearchDirectory
+) -> None:
+    Lease(directory.lease).release()
+    told = search("stop", directory.root)
+    assert f"{directory.root}: is driven by nobody, and nothing runs" in told
+    assert f"`vaegen search resume {directory.root}` goes on" in told
+    assert not directory.stop_request.exists()
 
 
 def test_stop_of_a_finished_search_says_that_nothing_runs(

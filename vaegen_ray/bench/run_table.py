@@ -8,7 +8,6 @@ make it again, after that search:
 Settings score what the nearest run scored, each axis scaled to [0, 1] as it is drawn.
 """
 
-import hashlib
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from vaegen_ray.config.loading import job_of
 from vaegen_ray.config.search import SearchJob, Settings
+from vaegen_ray.randomness import derived_seed
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.forecast import features_of
 from vaegen_ray.search.log import read_trials
@@ -90,8 +90,8 @@ def rung_s(settings: Settings, seed: int) -> float:
 
 def draws_of(*what: object) -> np.random.Generator:
     """Random numbers that are a function of the arguments: settings, positions, a seed."""
-    told = repr([sorted(each.items()) if isinstance(each, dict) else each for each in what])
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(told.encode(), digest_size=8).digest(), "big"))
+    told = [sorted(each.items()) if isinstance(each, dict) else each for each in what]
+    return np.random.default_rng(derived_seed(0, *told))
 
 
 def point_of(job: SearchJob, settings: Settings) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from vaegen_ray.cli.train import Overrides
 from vaegen_ray.config.loading import job_of, load_search_job
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError, TrainingError
+from vaegen_ray.runs.lease import newest_holder
 from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory
 from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.open import load_search
@@ -88,6 +89,11 @@ def _stop(directory: SearchDirectory) -> None:
         raise JobError(
             f"{directory.root}: is finished, and nothing runs; there is nothing to stop, and `vaegen search extend "
             f"{directory.root} --trials +50` goes on"
+        )
+    if newest_holder(directory.lease) is None:
+        raise JobError(
+            f"{directory.root}: is driven by nobody, and nothing runs; there is nothing to stop, and `vaegen search "
+            f"resume {directory.root}` goes on"
         )
     directory.stop_request.write_text("stop")
     Console(markup=False, soft_wrap=True).print(

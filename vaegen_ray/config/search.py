@@ -298,6 +298,15 @@ class SearchJob(Section):
         names = [goal.metric for goal in self.objectives] + [constraint.metric for constraint in self.constraints]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def rung_images(self) -> int:
+        """From one rung, which is an evaluation, to the next: the whole run where there is but one."""
+        return self.base.evaluation.every_images or self.base.training.total_images
+
+    def rung_at(self, images: int) -> int:
+        """Number of the rung after so many images: where the batch is an axis, trials come to it not quite together."""
+        return round(images / self.rung_images)
+
     def costs(self, scores: Mapping[str, float]) -> tuple[float, ...]:
         """The objectives, each turned so that less is better."""
         return tuple(goal.cost(scores) for goal in self.objectives)

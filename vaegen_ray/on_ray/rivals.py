@@ -68,7 +68,7 @@ class _Recorder(Callback):
     def __init__(self, job: SearchJob, budget: float, *, in_images: bool) -> None:
         self.history = History(job, budget)
         self._events, self._seen = Events(), set[tuple[int, int]]()
-        self._images_per_rung = (job.base.evaluation.every_images or job.base.training.total_images) * in_images
+        self._images_per_rung = job.rung_images * in_images
 
     def look(self, events: Events) -> bool:
         """Whether the budget is spent."""
@@ -180,9 +180,9 @@ def rays(metric: str | None = None) -> Rival:
             mode=list(modes.values()) if several else modes[judged],
             seed=job.seed,
         )
-        total, first = job.base.training.total_images, job.base.evaluation.every_images
+        total = job.base.training.total_images
         scheduler = ASHAScheduler(
-            time_attr=POSITION, metric=SCORE + judged, mode=modes[judged], max_t=total, grace_period=first or total
+            time_attr=POSITION, metric=SCORE + judged, mode=modes[judged], max_t=total, grace_period=job.rung_images
         )
         searcher = _Numbered(search)
         return Assembled(searcher, scheduler, answer=lambda: _best_trials(searcher, search))
@@ -231,16 +231,15 @@ def syne_tunes(name: str) -> Rival:
         from syne_tune.optimizer import baselines
 
         goal = job.objectives[0]
-        every = job.base.evaluation.every_images or job.base.training.total_images
         search = getattr(baselines, name)(
             _syne_tune_space(job),
             metric=goal.metric,
             do_minimize=goal.goal == "minimize",
             time_attr="rung",
-            max_t=job.base.training.total_images // every,
+            max_t=job.rung_at(job.base.training.total_images),
             random_seed=job.seed,
         )
-        return Assembled(_SyneTuneSearcher(search, Trial), _SyneTuneScheduler(search, every))
+        return Assembled(_SyneTuneSearcher(search, Trial), _SyneTuneScheduler(search, job))
 
     return assemble
 
@@ -282,12 +281,12 @@ class _SyneTuneSearcher(Searcher):
 
 
 class _SyneTuneScheduler(FIFOScheduler):
-    def __init__(self, search: Any, every_images: int) -> None:
+    def __init__(self, search: Any, job: SearchJob) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._search, self._every_images = search, every_images
+        self._search, self._job = search, job
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
-        told = {**scores_of(result), "rung": result[POSITION] // self._every_images}
+        told = {**scores_of(result), "rung": self._job.rung_at(result[POSITION])}
         if self._search.on_trial_result(trial.config["syne_tune"], told) == "STOP":
             self._search.on_trial_remove(trial.config["syne_tune"])
             return TrialScheduler.STOP

@@ -81,7 +81,6 @@ def make_sampler(job: SearchJob, *, max_concurrent: int) -> SamplerOfTrial:
     startup = settings.startup_trials or max(STARTUP_TRIALS, 2 * max_concurrent)
     random_fraction = _random_fraction(job)
     groups, drawn = _groups(job), deque[Drawn]()
-    every_images = job.base.evaluation.every_images or job.base.training.total_images
     always = {name: distribution for name, distribution in distributions(job).items() if not job.space[name].when}
 
     def sampler_of(number: int) -> BaseSampler:
@@ -96,7 +95,7 @@ def make_sampler(job: SearchJob, *, max_concurrent: int) -> SamplerOfTrial:
             return RandomSampler(seed)
         match settings.kind:
             case "tpe":
-                return _Tpe(groups, drawn, every_images, seed)
+                return _Tpe(groups, drawn, job.rung_at, seed)
             case "gp":
                 return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
             case "nsga2":
@@ -157,9 +156,9 @@ class _Tpe(TPESampler):
     fit serves several trials, whose candidates are compared all at once, whole numbers as continuous ones.
     """
 
-    def __init__(self, groups: Sequence[Space], drawn: deque[Drawn], every_images: int, seed: int) -> None:
+    def __init__(self, groups: Sequence[Space], drawn: deque[Drawn], rung_at: Callable[[int], int], seed: int) -> None:
         super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
-        self._groups, self._drawn, self._every_images = groups, drawn, every_images
+        self._groups, self._drawn, self._rung_at = groups, drawn, rung_at
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:  # noqa: ARG002
         return {name: distribution for group in self._groups for name, distribution in group.items()}
@@ -189,7 +188,7 @@ class _Tpe(TPESampler):
         drawn: list[Drawn] = [{} for _ in range(1 + int(REFIT_PART * max(num_running, num_ended - LONG_HISTORY)))]
         is_split_at_a_rung = len(study.directions) == 1 and _some_were_stopped(trials)
         if is_split_at_a_rung:
-            good, other = _split_at_a_rung(study, trials, self._every_images)
+            good, other = _split_at_a_rung(study, trials, self._rung_at)
         else:
             good, other = _split_trials(study, trials, _num_good(study, num_ended))
         is_exact = len(drawn) == 1
@@ -232,7 +231,7 @@ def num_good_of_a_front(num_ended: int) -> int:
 
 
 def _split_at_a_rung(
-    study: Study, trials: list[FrozenTrial], every_images: int
+    study: Study, trials: list[FrozenTrial], rung_at: Callable[[int], int]
 ) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
     """Compare trials that were stopped early with the others where both were: after Falkner et al. 2018 (BOHB).
 
@@ -241,7 +240,7 @@ def _split_at_a_rung(
     with, and draws then stay near those: on LCBench, with stopping from the first rungs on, that was worse than chance.
     """
     judged = [
-        (trial, _by_rung(trial, every_images))
+        (trial, {rung_at(position): value for position, value in trial.intermediate_values.items()})
         for trial in trials
         if trial.state != TrialState.RUNNING and trial.intermediate_values and _get_infeasible_trial_score(trial) <= 0
     ]
@@ -254,11 +253,6 @@ def _split_at_a_rung(
     num_good = max(LEAST_GOOD, math.ceil(GOOD_PART * len(here)))
     good = {number for _, number in here[:num_good]}
     return [trial for trial in trials if trial.number in good], [trial for trial in trials if trial.number not in good]
-
-
-def _by_rung(trial: FrozenTrial, every_images: int) -> dict[int, float]:
-    """Values by the rung's number: where the batch is an axis, trials come to a rung at different positions."""
-    return {round(position / every_images): value for position, value in trial.intermediate_values.items()}
 
 
 def _continuous(distribution: BaseDistribution) -> BaseDistribution:

@@ -103,8 +103,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
         directory.stop_request.remove()
         check_inputs(job.base)
         check_warm_start(job)
-        if job.study is not None:
-            open_database(job.study)
+        database = None if job.study is None else open_database(job.study)
         stack.enter_context(cluster())
         needs = worker_needs(job.base)
         max_concurrent = concurrent_trials(job, needs)
@@ -114,7 +113,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
         _claim(job)
         log = TrialLog(directory)
         stack.callback(log.close)
-        study = open_study(job, directory)
+        study = open_study(job, directory, database)
         stack.callback(study.close)
         reconcile(log, study)
         begun_s = time.monotonic()
@@ -173,6 +172,11 @@ def check_is_of(job: SearchJob) -> None:
                 f"name: {directory.root} holds another search ({listed}); give this one another name "
                 f"(--set name={job.name}-2), and let it learn from that one's trials (--set "
                 f"'warm_start=[{directory.root}]')"
+            )
+        if job.trials < (already := read_trials(directory).num_counted):
+            raise JobError(
+                f"trials: must be at least {already}, the trials that {directory.root} has already, got {job.trials}; "
+                f"`vaegen search resume {directory.root}` goes on"
             )
     elif directory.trials.names():
         raise JobError(

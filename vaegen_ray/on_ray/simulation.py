@@ -146,7 +146,7 @@ class _VirtualActors:
 
     def __init__(self, job: SearchJob, world: World, num_slots: int, events: Events) -> None:
         self._job, self._world, self._num_slots, self._events = job, world, num_slots, events
-        self._total, self._every = job.base.training.total_images, job.base.evaluation.every_images or 1
+        self._total, self._every = job.base.training.total_images, job.rung_images
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._pending: deque[TrackedActor] = deque()

@@ -119,15 +119,18 @@ class SearchStudy:
         return backend if isinstance(backend, _Journal) else None
 
 
-def open_study(job: SearchJob, directory: SearchDirectory) -> SearchStudy:
+def open_study(job: SearchJob, directory: SearchDirectory, database: BaseStorage | None = None) -> SearchStudy:
     """Open the study of the search, or begin it, with the trials of ``job.warm_start`` before its own.
+
+    It is in ``database``, that of ``job.study``, which is opened here where it is not yet.
 
     A journal stands next to the search, in the format that `optuna-dashboard` reads; of an object store it is a copy
     that is a minute old at most.
     """
-    storage = JournalStorage(_Journal(directory.study)) if job.study is None else open_database(job.study)
-    study = _create(job, storage)
-    if job.study is not None:
+    if job.study is None:
+        study = _create(job, JournalStorage(_Journal(directory.study)))
+    else:
+        study = _create(job, database or open_database(job.study))
         _check_is_of(directory, study)
     already = study.get_trials(deepcopy=False)
     if all(WARM_START in trial.user_attrs for trial in already):

@@ -85,7 +85,6 @@ class ParetoRule:
     def __init__(self, job: SearchJob, settings: ParetoStopping) -> None:
         self._job, self._settings = job, settings
         self._total_images = job.base.training.total_images
-        self._every_images = job.base.evaluation.every_images or self._total_images
         adversarial = getattr(job.base.objective, "adversarial", None)
         self._base_start_images: int | None = None if adversarial is None else adversarial.start_images
         self._rungs: dict[tuple[object, ...], _Rung] = {}
@@ -153,7 +152,7 @@ class ParetoRule:
     def _clock(self, trial: Trial, position: int) -> tuple[str, int]:
         start = self._start_images(trial)
         since, images = ("start", position - start) if position > start else ("beginning", position)
-        return since, round(images / self._every_images)
+        return since, self._job.rung_at(images)
 
     def _smoothed(self, trial: Trial, position: int) -> dict[str, float]:
         """Means over the newest rungs; those before the adversarial start tell nothing of those after it.
@@ -252,7 +251,7 @@ class AshaRule:
     def __init__(self, job: SearchJob, settings: AshaStopping) -> None:
         self._job, self._reduction = job, settings.reduction
         total = job.base.training.total_images
-        first = settings.grace_images or job.base.evaluation.every_images or total
+        first = settings.grace_images or job.rung_images
         self._positions = []
         while first < total:
             self._positions.append(first)
@@ -281,12 +280,11 @@ class MedianRule:
         self._job, self._settings = job, settings
         total = job.base.training.total_images
         self._grace_images = total / 5 if settings.grace_images is None else settings.grace_images
-        self._every_images = job.base.evaluation.every_images or total
         self._means: dict[int, list[_Key]] = {}
         self._entered: set[tuple[int, int]] = set()
 
     def reached(self, trial: Trial, position: int) -> str | None:
-        rung = round(position / self._every_images)
+        rung = self._job.rung_at(position)
         keys = [_key(self._job, trial.rungs[at]) for at in trial.rungs if at <= position]
         whole = [key for key in keys if key is not None]
         if not whole or (rung, trial.number) in self._entered:
