@@ -79,7 +79,13 @@ def test_families_share_terms_where_they_have_them(family: str) -> None:
         assert getattr(gan.objective.adversarial, term) == getattr(both.objective.adversarial, term)
 
 
-@pytest.mark.parametrize("path", sorted(Path("jobs/train").glob("kl_autoencoder_faces_64_*.yaml")), ids=str)
+PRESET_JOBS = sorted(
+    set(Path("jobs/train").glob("kl_autoencoder_faces_64_*.yaml"))
+    - {Path("jobs/train/kl_autoencoder_faces_64_f8.yaml")}
+)
+
+
+@pytest.mark.parametrize("path", PRESET_JOBS, ids=str)
 def test_preset_of_the_kl_autoencoder_differs_from_the_base_in_the_objective_only(path: Path) -> None:
     one, base = (load_train_job(job) for job in (path, "jobs/train/kl_autoencoder_faces_64.yaml"))
     assert one.objective.preset == path.stem.removeprefix("kl_autoencoder_faces_64_")

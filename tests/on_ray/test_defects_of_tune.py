@@ -222,7 +222,7 @@ def test_tune_restores_what_is_not_damaged(tmp_path: Path) -> None:
 
 
 def num_restored_by_tune(tmp_path: Path, damage: Callable[[Path], None]) -> int:
-    with _without_cluster(tmp_path):
+    with _without_cluster(tmp_path, 8):
         controller = stock_controller(tmp_path)
         for _ in range(6):
             controller._update_trial_queue()
