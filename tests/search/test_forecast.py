@@ -53,7 +53,7 @@ def test_features_are_numbers_of_every_axis() -> None:
 
 
 def test_nobody_can_say_who_is_behind_before_enough_have_ended() -> None:
-    ends = Ends()
+    ends = Ends(2)
     for number in range(FEWEST_ENDS):
         assert ends.is_behind(number - 1) is None if number else True
         ends.enter(number, [0.1 * number], [float(number), 1.0])
@@ -63,7 +63,7 @@ def test_nobody_can_say_who_is_behind_before_enough_have_ended() -> None:
 
 
 def test_trial_that_broke_the_constraints_in_the_end_is_ahead_of_nobody() -> None:
-    ends = Ends()
+    ends = Ends(2)
     for number in range(20):
         ends.enter(number, [0.05 * number], [1.0, 1.0])
         ends.ended(number, [math.inf, math.inf] if number % 2 else [10.0, 10.0])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vaegen_ray.config.search import Axis, Choice, Settings
 from vaegen_ray.config.space import unit_value
+from vaegen_ray.search.rows import Rows
 
 Array = NDArray[np.float64]
 
@@ -71,30 +72,31 @@ class Forecast:
 class Ends:
     """The trials that came to one rung: their features and costs there, and their costs at the end, known or not."""
 
-    def __init__(self) -> None:
-        self._rows: dict[int, int] = {}
-        self._features, self._ends = np.empty((0, 0)), np.empty((0, 0))
-        """[trials, features and then costs at the rung]; [trials, costs at the end], NaN while unknown."""
+    def __init__(self, num_costs: int) -> None:
+        self._num_costs = num_costs
+        self._row_of: dict[int, int] = {}
+        self._rows: Rows | None = None
+        """Features, costs at the rung, costs at the end, which are NaN while unknown; none before the first trial."""
         self._forecast: Forecast | None = None
 
     def enter(self, number: int, features: Sequence[float], costs: Sequence[float]) -> None:
         """A trial came to the rung with these costs, and keeps the constraints."""
-        row = self._rows[number] = len(self._rows)
-        if row == len(self._ends):
-            self._features = _grown(self._features, len(features) + len(costs))
-            self._ends = _grown(self._ends, len(costs))
-        self._features[row], self._ends[row] = [*features, *costs], math.nan
+        row = [*features, *costs, *[math.nan] * self._num_costs]
+        if self._rows is None:
+            self._rows = Rows(len(row))
+        self._row_of[number] = len(self._rows)
+        self._rows.add(row)
 
     def ended(self, number: int, costs: Sequence[float]) -> None:
         """A trial came to its end with these costs, infinite ones where it broke the constraints; any trial may."""
-        if number in self._rows:
-            self._ends[self._rows[number]] = costs
+        if self._rows is not None and number in self._row_of:
+            self._rows.values[self._row_of[number], -self._num_costs :] = costs
 
     def is_behind(self, number: int) -> bool | None:
         """Whether a trial will end clearly ahead of this one in every objective, or has; None where nobody can say."""
-        count = len(self._rows)
-        features, ends = self._features[:count], self._ends[:count]
-        costs = features[:, features.shape[1] - ends.shape[1] :]
+        assert self._rows is not None, "asked about a trial that entered"
+        features, ends = self._rows.values[:, : -self._num_costs], self._rows.values[:, -self._num_costs :]
+        costs = features[:, -self._num_costs :]
         known = np.isfinite(ends).all(1)
         num_known = int(np.count_nonzero(known))
         if num_known < FEWEST_ENDS:
@@ -102,16 +104,8 @@ class Ends:
         if self._forecast is None or num_known >= (1 + REFIT_PART) * self._forecast.num_learnt:
             self._forecast = Forecast.fitted(features[known], ends[known] - costs[known])
         expected = np.where(np.isnan(ends), costs + self._forecast.changes(features), ends)
-        own = expected[self._rows[number]]
+        own = expected[self._row_of[number]]
         # Two forecasts err independently of each other, what is known does not.
         doubt = DOUBT * self._forecast.error * np.where(known, 1.0, math.sqrt(2.0))[:, None]
         ahead = (expected < own - doubt).all(1)
         return bool(ahead.any())
-
-
-def _grown(rows: Array, width: int) -> Array:
-    """Room for twice as many rows and some."""
-    grown = np.empty((2 * len(rows) + 16, width))
-    if len(rows):
-        grown[: len(rows)] = rows
-    return grown

@@ -3,11 +3,10 @@
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vaegen_ray.config.search import (
     AshaStopping,
@@ -21,6 +20,7 @@ from vaegen_ray.config.search import (
 )
 from vaegen_ray.config.space import in_order, is_active
 from vaegen_ray.search.forecast import Ends, features_of
+from vaegen_ray.search.rows import Rows
 from vaegen_ray.search.trials import Trial
 
 DISTORTION, QUALITY = "reconstruction_", "sample_"
@@ -102,7 +102,7 @@ class ParetoRule:
         excesses = [max(0.0, bound.excess(scores)) for bound in self._job.constraints if bound.metric in judged]
         if not costs and not excesses:
             return None
-        rung = self._rungs.setdefault((*self._clock(trial, position), bool(costs), len(excesses)), _Rung())
+        rung = self._rungs.setdefault((*self._clock(trial, position), bool(costs), len(excesses)), _Rung(len(costs)))
         place = rung.enter(trial.number, sum(excesses), costs)
         if place is not None and costs and not any(excesses):
             rung.ends.enter(trial.number, features_of(self._job.space, trial.settings), costs)
@@ -193,44 +193,33 @@ class _Place:
     """Trials that fewer dominate."""
 
 
-@dataclass
 class _Rung:
     """The trials that reached a rung; entering costs one comparison with each."""
 
-    numbers: set[int] = field(default_factory=set)
-    ends: Ends = field(default_factory=Ends)
-    _columns: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
-    """[1 + objectives, trials]: excess over the constraints, then costs; grows by doubling."""
-    _dominated_by: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    def __init__(self, num_costs: int) -> None:
+        self.numbers = set[int]()
+        self.ends = Ends(num_costs)
+        self._rows = Rows(1 + num_costs + 1)
+        """Excess over the constraints, the costs, and by how many others the trial is dominated."""
 
     def enter(self, number: int, excess: float, costs: Sequence[float]) -> _Place | None:
         """Add a trial; None if it was here before."""
         if number in self.numbers:
             return None
-        count, new = len(self.numbers), (excess, *costs)
-        self._make_room(count, len(new))
-        columns, dominated_by = self._columns[:, :count], self._dominated_by[:count]
-        no_worse, no_better = np.ones(count, dtype=bool), np.ones(count, dtype=bool)
-        for column, value in zip(columns[1:], costs, strict=True):
+        excesses, *columns, dominated_by = self._rows.values.T
+        no_worse, no_better = np.ones(len(self._rows), dtype=bool), np.ones(len(self._rows), dtype=bool)
+        for column, value in zip(columns, costs, strict=True):
             no_worse &= column <= value
             no_better &= column >= value
-        less, more = columns[0] < excess, columns[0] > excess
+        less, more = excesses < excess, excesses > excess
         as_much = ~(less | more)
         dominating = less | (as_much & no_worse & ~no_better)
         dominated_by += more | (as_much & no_better & ~no_worse)
         own = int(np.count_nonzero(dominating))
-        self._columns[:, count], self._dominated_by[count] = new, own
+        num_better = int(np.count_nonzero(dominated_by < own))
+        self._rows.add([excess, *costs, own])
         self.numbers.add(number)
-        return _Place(count + 1, own, int(np.count_nonzero(dominated_by < own)))
-
-    def _make_room(self, count: int, num_columns: int) -> None:
-        if count < len(self._dominated_by):
-            return
-        columns, dominated_by = np.empty((num_columns, 2 * count + 16)), np.zeros(2 * count + 16, dtype=np.int64)
-        if count:
-            columns[:, :count] = self._columns[:, :count]
-        dominated_by[:count] = self._dominated_by
-        self._columns, self._dominated_by = columns, dominated_by
+        return _Place(len(self._rows), own, num_better)
 
 
 # ---------------------------------------------------------------------------- one metric
