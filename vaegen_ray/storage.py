@@ -245,7 +245,7 @@ class Location:
         """Delete the file, or the folder with all that it holds; nothing happens when it is not there."""
         self._patiently("delete", self._remove)
 
-    def check_writable(self) -> None:
+    def check_writable(self, key: str = "storage") -> None:
         """Write and delete a small file, so that a run learns now that it could not save anything."""
         probe = self / f".vaegen-write-probe-{uuid.uuid4().hex}"
         try:
@@ -253,7 +253,7 @@ class Location:
             probe.remove()
         except StorageError as error:
             reason = str(error).removeprefix(f"{probe}: ")
-            raise StorageError(f"storage: {self} must be writable, {reason}") from error
+            raise StorageError(f"{key}: {self} must be writable, {reason}") from error
 
     def _is_there(self) -> bool:
         if self.is_local:

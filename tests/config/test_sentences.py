@@ -172,6 +172,34 @@ def test_list_or_section_of_any_length_is_refused_by_the_bound_that_it_misses(ov
     assert str(refused.value) == f"jobs/compare/families_quickstart.yaml: {sentence}"
 
 
+@pytest.mark.parametrize("preset", [None, "ldm"])
+@pytest.mark.parametrize(
+    ("kl", "sentence"),
+    [
+        ({"weight": 0.5}, "objective.kl.weight: has no effect with model.freeze_encoder, got 0.5; remove it"),
+        (
+            {"schedule": {"kind": "linear", "warmup_images": 10}},
+            "objective.kl.schedule: has no effect with model.freeze_encoder, got 'linear'; remove it",
+        ),
+        (
+            {"penalty": {"kind": "free_bits", "nats_per_dimension": 0.1}},
+            "objective.kl.penalty: has no effect with model.freeze_encoder, got 'free_bits'; remove it",
+        ),
+    ],
+)
+def test_kl_of_a_frozen_encoder_is_refused_by_the_key_that_was_written(
+    preset: str | None, kl: dict[str, object], sentence: str
+) -> None:
+    model = {"kind": "kl_autoencoder", "image_size": 64, "channels": 1, "widths": [8, 8], "norm_groups": 2}
+    objective = {"preset": preset} if preset else {"kind": "vae"}
+    tree = tree_of() | {"model": {**model, "start_from": "there", "freeze_encoder": True}}
+    tree["objective"] = {**objective, "kl": kl}
+    with pytest.raises(JobError) as refused:
+        job_of(tree, "job.yaml")
+    assert sentence in str(refused.value)
+    assert "1e-06" not in str(refused.value)
+
+
 def test_list_with_too_many_values_is_refused_by_the_bound_that_it_misses() -> None:
     tree = tree_of() | {"model": {"kind": "kl_autoencoder", "image_size": 64, "channels": 1, "widths": [1] * 7}}
     with pytest.raises(JobError) as refused:

@@ -15,7 +15,7 @@ import pytest
 from tests.data.samples import image_bytes, prepare_job, random_pixels
 from tests.training.jobs import OBJECTIVES, run_job
 from vaegen_ray.config.data import Data
-from vaegen_ray.config.model import ConvolutionalModel
+from vaegen_ray.config.model import ConvolutionalModel, KlAutoencoderModel
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.plain_parquet import check_dataset, open_dataset
 from vaegen_ray.data.prepare import prepare
@@ -87,6 +87,12 @@ def test_one_file_with_a_column_of_another_name_and_a_grey_model(tmp_path: Path,
         check_dataset(data, grey)
     dataset = open_dataset(data.model_copy(update={"image_column": "picture"}), grey)
     assert dataset.decoded("train", str(cache)).shape[1:] == (32, 32, 1)
+
+
+def test_images_have_the_size_of_the_model_whatever_it_is(folder: Path, cache: Path) -> None:
+    model = KlAutoencoderModel(kind="kl_autoencoder", image_size=48, channels=3, widths=(8, 8), norm_groups=2)
+    check_dataset(data_of(folder, cache), model)
+    assert open_dataset(data_of(folder, cache), model).decoded("train", str(cache)).shape[1:3] == (48, 48)
 
 
 def test_conversion_is_done_once_for_a_content_and_again_for_another(folder: Path, cache: Path) -> None:

@@ -88,6 +88,12 @@ def test_parquet_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     assert plan.num_images == 10
 
 
+@pytest.mark.parametrize(("size", "rows"), [(16, 10_000), (256, 10_000), (320, 6_400), (1024, 625)])
+def test_shard_of_large_images_has_as_many_pixels(size: int, rows: int) -> None:
+    job = prepare_job({"kind": "folder", "path": "images"}, "unused", image={"size": size, "channels": 3})
+    assert job.effective_rows_per_shard == rows
+
+
 def test_parquet_columns_give_name_label_and_split(tmp_path: Path) -> None:
     path = write_parquet(
         tmp_path / "cifar.parquet",

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.errors import DataError, JobError
@@ -186,6 +188,10 @@ def test_other_spellings_in_a_config_are_read_as_diffusers_reads_them(tmp_path: 
         ({"down_block_types": ...}, "down_block_types: must have one block for each of block_out_channels (2), got 1"),
         ({"block_out_channels": [64]}, "block_out_channels: must be 2 to 6 whole numbers from 1, got [64]"),
         ({"norm_num_groups": None}, "norm_num_groups: must be a whole number from 1, got null"),
+        ({"scaling_factor": float("nan")}, "scaling_factor: must be a finite number, got NaN"),
+        ({"scaling_factor": None}, "scaling_factor: must be a finite number, got null"),
+        ({"shift_factor": "x"}, 'shift_factor: must be a finite number, got "x"'),
+        ({"latents_std": [1.0, None]}, "latents_std: must be finite numbers, got [1.0, null]"),
         ({"use_quant_conv": False}, "use_post_quant_conv: must equal use_quant_conv (false), got true"),
     ],
 )
@@ -271,6 +277,26 @@ def test_model_of_other_layers_is_refused_with_the_settings_to_change(tmp_path: 
     published(model_of(**TINY), tmp_path)
     model = model_of(**{**TINY, "widths": (16, 32), "latent_channels": 8})
     with pytest.raises(JobError, match=r"model.latent_channels must be 4, got 8; model.widths must be \[8, 16\], got"):
+        load_diffusers_weights(Generator(model), Location.of(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "must be of floating-point numbers, is int8; quantised weights are not"),
+        (lambda tensor: tensor.where(tensor != tensor.max(), torch.nan), "must be finite, holds NaN or infinity"),
+        (lambda tensor: tensor / 0, "must be finite, holds NaN or infinity"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_the_tensor(
+    change: Callable[[torch.Tensor], torch.Tensor], sentence: str, tmp_path: Path
+) -> None:
+    model, name = model_of(**TINY), "encoder.conv_in.weight"
+    published(model, tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {name: change(tensors[name])}, file)
+    with pytest.raises(DataError, match=f"{file.name}: {name} {sentence}"):
         load_diffusers_weights(Generator(model), Location.of(tmp_path), model)
 
 

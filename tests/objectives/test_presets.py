@@ -262,7 +262,7 @@ def test_fixed_weight_preset_has_the_gradient_of_its_formula(name: str, loss: st
     if c.job.objective.adversarial.ramp_images:
         c.batch.position = c.job.objective.adversarial.ramp_images
     logits = c.networks.discriminator(c.x_rec)[0]
-    adversarial = -logits.mean() if loss == "hinge" else 0.5 * (logits - 1).square().mean()
+    adversarial = -logits.mean() if loss == "hinge" else (logits - 1).square().mean()
     kl_weight = 1e-6 if name == "monai" else 1e-6 / c.num_values
     found = gradients(c.objective, "generator", c.batch)
     expected = c.gradients((c.x - c.x_rec).abs().mean() + kl_weight * ldm_kl(c).mean() + weight * adversarial)

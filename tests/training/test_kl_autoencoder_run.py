@@ -20,7 +20,7 @@ from vaegen_ray.cli.main import app
 from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.dataset import Dataset
-from vaegen_ray.errors import JobError, VaegenError
+from vaegen_ray.errors import JobError, StorageError, VaegenError
 from vaegen_ray.evaluation.diffusers_format import load_diffusers_weights
 from vaegen_ray.evaluation.inference import images_of_bytes
 from vaegen_ray.evaluation.trained_model import load_latent_statistics, load_trained_model
@@ -92,6 +92,9 @@ def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path,
     with pytest.raises(JobError, match=r"DESTINATION: must be a folder without a model"):
         vaegen("export", run.root, tmp_path / "exported", "--to", "diffusers")
 
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"DESTINATION: .*file must be writable"):
+        vaegen("encode", run.root, dataset, tmp_path / "file", "--local")
     latents = tmp_path / "latents"
     assert "160 images" in vaegen("encode", run.root, dataset, latents, "--local")
     description = json.loads((latents / "latents.json").read_text())

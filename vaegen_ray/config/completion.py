@@ -31,7 +31,7 @@ def complete(tree: Tree) -> Tree:
     model_kind = model.get("kind")
     if model_kind == "kl_autoencoder" and model.get("freeze_encoder") is True:
         # Before the preset, whose weight would have no effect.
-        objective = {"kl": {"weight": 0.0}} | objective
+        objective = merged({"kl": {"weight": 0.0}}, objective)
     objective = tree["objective"] = _expand_preset(objective, tree)
     kind = objective.get("kind")
     if kind == "vae_gan":

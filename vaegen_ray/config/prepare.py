@@ -8,7 +8,8 @@ from vaegen_ray.config.base import Count, Flag, Fraction, Section
 from vaegen_ray.config.job import NAME_PATTERN
 
 DEFAULT_HELD_OUT_FRACTION = 0.05
-DEFAULT_ROWS_PER_SHARD = 10_000
+DEFAULT_ROWS_PER_SHARD, LARGEST_IN_FULL_SHARDS = 10_000, 256
+"""Of larger images a shard has so many fewer that it has as many pixels."""
 
 Encoding = Literal["png", "webp", "raw"]
 """How an image is stored: lossless PNG, lossless WebP, or its uint8 values in the order H, W, C."""
@@ -92,8 +93,8 @@ Source = Annotated[FolderSource | ParquetSource | TarSource | TorchvisionSource,
 class ImageFormat(Section):
     """What every image of the dataset is made into."""
 
-    size: Annotated[int, Field(ge=16, le=256, strict=True)]
-    """Side of the square images, in pixels: 16, 32, 64, 128 or 256."""
+    size: Annotated[int, Field(ge=16, le=1024, strict=True)]
+    """Side of the square images, in pixels. Convolutional models take 16, 32, 64, 128 and 256."""
 
     channels: Count
     """1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; any number for `.npy` arrays."""
@@ -104,13 +105,6 @@ class ImageFormat(Section):
 
     encoding: Encoding | None = None
     """By default `webp` for 1, 3 and 4 channels and `raw` for others."""
-
-    @field_validator("size")
-    @classmethod
-    def _is_power_of_two(cls, value: int) -> int:
-        if value & (value - 1):
-            raise ValueError("must be a power of two from 16 to 256")
-        return value
 
     @model_validator(mode="after")
     def _encoding_holds_the_channels(self) -> Self:
@@ -158,8 +152,8 @@ class PrepareJob(Section):
     max_rejected_fraction: Fraction = 0.01
     """The job fails when more of the images than this cannot be read."""
     rows_per_shard: Count | None = None
-    """Images of the source that share a Parquet file, or two where they are of both splits; 10,000 when absent.
-    Not for tar shards, which stay as they are."""
+    """Images of the source that share a Parquet file, or two where they are of both splits; when absent 10,000,
+    and fewer of images larger than 256 pixels. Not for tar shards, which stay as they are."""
 
     @field_validator("name")
     @classmethod
@@ -213,7 +207,9 @@ class PrepareJob(Section):
     @property
     def effective_rows_per_shard(self) -> int:
         """The images of the source that share a shard."""
-        return DEFAULT_ROWS_PER_SHARD if self.rows_per_shard is None else self.rows_per_shard
+        if self.rows_per_shard is not None:
+            return self.rows_per_shard
+        return DEFAULT_ROWS_PER_SHARD * LARGEST_IN_FULL_SHARDS**2 // max(LARGEST_IN_FULL_SHARDS, self.image.size) ** 2
 
     @property
     def effective_held_out_fraction(self) -> float:

@@ -158,6 +158,9 @@ def _kl_autoencoder(job: "TrainJob", model: KlAutoencoderModel) -> Iterator[str]
             yield (
                 f"objective.kl.weight: has no effect with model.freeze_encoder, got {objective.kl.weight}; remove it"
             )
+        for key, usual in (("schedule", "constant"), ("penalty", "plain")):
+            if (kind := getattr(objective.kl, key).kind) != usual:
+                yield f"objective.kl.{key}: has no effect with model.freeze_encoder, got '{kind}'; remove it"
         if isinstance(objective, VaeGanObjective) and objective.adversarial.reaches_encoder is False:
             yield "objective.adversarial.reaches_encoder: has no effect with model.freeze_encoder; remove it"
 

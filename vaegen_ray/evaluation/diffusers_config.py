@@ -1,6 +1,7 @@
 """`config.json` of diffusers' `AutoencoderKL`: what a published one says of its layers, and what an export says."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -171,6 +172,12 @@ def _unsupported(config: dict[str, Any]) -> Iterator[str]:
             yield f"{key}: must be {block} only, got {_shown(kinds)}"
         elif len(kinds) != len(widths):
             yield f"{key}: must have one block for each of block_out_channels ({len(widths)}), got {len(kinds)}"
+    for key in ("scaling_factor", "shift_factor"):
+        if not _is_finite(config[key]) and not (key == "shift_factor" and config[key] is None):
+            yield f"{key}: must be a finite number, got {_shown(config[key])}"
+    for key in ("latents_mean", "latents_std"):
+        if config[key] is not None and not (isinstance(config[key], list) and all(map(_is_finite, config[key]))):
+            yield f"{key}: must be finite numbers, got {_shown(config[key])}"
     before, behind = config["use_quant_conv"], config["use_post_quant_conv"]
     if bool(before) != bool(behind):
         yield f"use_post_quant_conv: must equal use_quant_conv ({_shown(before)}), got {_shown(behind)}"
@@ -192,6 +199,10 @@ def _layers(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

@@ -131,7 +131,7 @@ def _theirs(name: str) -> str:
 
 
 def _matched(found: dict[str, Tensor], expected: dict[str, Tensor], file: Location) -> dict[str, Tensor]:
-    """Their tensors by our names, in float32; DataError where one is missing, too many, or of another shape."""
+    """Their tensors by our names, in float32; DataError where one is missing, too many, misshapen, or no numbers."""
     modern = {_modern(name): tensor for name, tensor in found.items()}
     theirs = {_theirs(name): name for name in expected}
     missing, unknown = theirs.keys() - modern.keys(), modern.keys() - theirs.keys()
@@ -142,7 +142,16 @@ def _matched(found: dict[str, Tensor], expected: dict[str, Tensor], file: Locati
         )
     result = {}
     for their_name, our_name in theirs.items():
-        tensor = modern[their_name].to(torch.float32)
+        tensor = modern[their_name]
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise DataError(
+                f"{file}: {their_name} must be of floating-point numbers, is {dtype}; quantised weights are not "
+                "supported, fetch those that they were made from"
+            )
+        tensor = tensor.to(torch.float32)
+        if not tensor.isfinite().all():
+            raise DataError(f"{file}: {their_name} must be finite, holds NaN or infinity; fetch it again")
         if tensor.dim() == 4 and expected[our_name].dim() == 2:  # Attention as 1x1 convolutions, in older files.
             tensor = tensor.flatten(1)
         shape = tuple(expected[our_name].shape)

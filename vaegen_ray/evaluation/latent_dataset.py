@@ -188,7 +188,7 @@ def _latent_shape(model: KlAutoencoderModel, metadata: Metadata) -> tuple[int, .
 
 
 def _claim(destination: Location, owner: dict[str, str]) -> None:
-    destination.check_writable()
+    destination.check_writable("DESTINATION")
     file = destination / CLAIM
     if file.exists():
         try:

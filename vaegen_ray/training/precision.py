@@ -47,6 +47,9 @@ def compile_networks(objective: Vae | Gan | VaeGan, job: TrainJob, device: torch
     if problem is not None:
         logger.warning("training.compile: off, torch.compile fails on this machine: %s", problem)
         return
+    # The gradients at the images are taken before the rest of the backward pass, which needs the same buffers. Compiled
+    # code gives them away as it sees fit, and then refuses, where its first use did not tell it that they are kept.
+    torch._functorch.config.donated_buffer = False
     for network in networks:
         network.compile()
 
