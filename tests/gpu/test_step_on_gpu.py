@@ -1,12 +1,15 @@
 """The step on an accelerator: as on a CPU, and without a number that the host would have to wait for."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.models.lpips_weights import save_random_lpips
 from tests.training.jobs import OBJECTIVES, images_of, job_with, take_steps
 from vaegen_ray.errors import TrainingError
+from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import make_batch
@@ -23,6 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def gpu() -> LocalSession:
+    use_exact_arithmetic()
     return LocalSession(0, 1, torch.device("cuda", 0))
 
 
@@ -38,7 +42,8 @@ def test_ten_steps_on_a_gpu_are_finite_and_repeatable(name: str, gpu: LocalSessi
 
 def test_first_losses_on_a_gpu_are_those_of_a_cpu_where_no_noise_is_drawn(gpu: LocalSession) -> None:
     """Random numbers differ between devices; the discriminator's loss on the same images must not."""
-    job = job_with({**OBJECTIVES["gan"], "adversarial": {"balance": {"kind": "fixed", "weight": 1.0}}})
+    objective = {**OBJECTIVES["gan"], "adversarial": {"balance": {"kind": "fixed", "weight": 1.0}}}
+    job = job_with(objective, data={"horizontal_flip": False})
     losses = []
     for session in (LocalSession(0, 1, CPU), gpu):
         state = TrainState(job, session.device)
@@ -50,8 +55,13 @@ def test_first_losses_on_a_gpu_are_those_of_a_cpu_where_no_noise_is_drawn(gpu: L
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_step_does_not_wait_for_the_gpu(gpu: LocalSession) -> None:
-    job = job_with(OBJECTIVES["vae_gan"], training={"total_images": 800})
+@pytest.mark.parametrize("images_fraction", [None, 0.5, 1.0], ids="lpips of {}".format)
+def test_step_does_not_wait_for_the_gpu(images_fraction: float | None, gpu: LocalSession, tmp_path: Path) -> None:
+    objective = dict(OBJECTIVES["vae_gan"])
+    if images_fraction is not None:
+        weights = str(save_random_lpips(tmp_path, "squeezenet"))
+        objective["perceptual"] = {"network": "squeezenet", "weights": weights, "images_fraction": images_fraction}
+    job = job_with(objective, model={"image_size": 32, "channels": 3}, training={"total_images": 800})
     state, guard = TrainState(job, gpu.device), FiniteGuard(gpu.device)
     images = torch.from_numpy(images_of(job, 8)).permute(0, 3, 1, 2)
     for step in range(6):

@@ -18,7 +18,7 @@ from vaegen_ray.objectives.balance import (
     constant_weight,
     gradient_share_weight,
     held_back,
-    last_layer_gradient,
+    last_layer_gradients,
 )
 from vaegen_ray.objectives.build import build_objective
 
@@ -28,13 +28,15 @@ def sizes(reconstruction: float, adversarial: float) -> GradientSizes:
     return GradientSizes(torch.tensor(reconstruction), torch.tensor(adversarial))
 
 
-def test_last_layer_gradient_is_that_of_autograd() -> None:
+def test_last_layer_gradients_are_those_of_autograd() -> None:
     layer = torch.nn.Conv2d(4, 3, 3, padding=1).double()
     features = torch.randn(5, 4, 8, 8, dtype=torch.float64)
-    at_images = torch.randn(5, 3, 8, 8, dtype=torch.float64)
-    (expected,) = torch.autograd.grad(layer(features), layer.weight, at_images)
-    found = last_layer_gradient(features, layer.weight, at_images)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    at_images = {name: torch.randn(5, 3, 8, 8, dtype=torch.float64) for name in ("reconstruction", "adversarial")}
+    found = last_layer_gradients(features, layer.weight, at_images)
+    assert list(found) == list(at_images)
+    for name, gradient in at_images.items():
+        (expected,) = torch.autograd.grad(layer(features), layer.weight, gradient)
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])

@@ -3,7 +3,8 @@
 The reference runs the autoencoder and LPIPS again for the discriminator's phase, shows real and generated images to
 the discriminator one after the other, and takes the adaptive weight from two extra backward passes through
 discriminator and losses down to the decoder's last layer. Both use the adaptive balance, the same networks, images
-and optimizers.
+and optimizers, and the job's precision and compilation; published code has neither, so where the job has one of them
+the reference is timed without them too.
 """
 
 import statistics
@@ -20,6 +21,7 @@ from vaegen_ray.config.loading import job_of
 from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.objective import AdaptiveBalance, VaeGanObjective
 from vaegen_ray.errors import JobError
+from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.objectives.adversarial import discriminator_loss, generator_loss
 from vaegen_ray.objectives.balance import adaptive_weight
 from vaegen_ray.objectives.kl import kl_to_standard_normal, sample_posterior
@@ -40,33 +42,39 @@ class StepTimes:
 
     ours_s: float
     reference_s: float
+    published_s: float | None
+    """The reference in eager float32; None where the job asks for nothing else."""
     parts_s: dict[str, float]
-    """Of our step."""
-
-    @property
-    def ratio(self) -> float:
-        """How many steps of ours fit into one of the reference."""
-        return self.reference_s / self.ours_s
+    """Of our step, from steps of their own: a clock between them makes the host wait for a GPU."""
 
 
 def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTimes:
     """Time ``steps`` steps of each formulation in turn, after a few to warm up."""
+    use_exact_arithmetic()
     job = _with_adaptive_balance(job)
-    ours, reference = _Ours(job, device), _Reference(job, device)
-    times: dict[str, list[float]] = {"ours": [], "reference": []}
+    ours = _Ours(job, device)
+    formulations: list[_Ours | _Reference] = [ours, _Reference(job, device)]
+    as_published = _as_published(job)
+    if as_published != job:
+        formulations.append(_Reference(as_published, device))
+    times: list[list[float]] = [[] for _ in formulations]
     for step in range(WARM_UP_STEPS + steps):
-        for name, formulation in (("ours", ours), ("reference", reference)):
+        for formulation, taken in zip(formulations, times, strict=True):
             start = _now(device)
             formulation.step()
             if step >= WARM_UP_STEPS:
-                times[name].append(_now(device) - start)
-        if step == WARM_UP_STEPS - 1:
-            ours.parts.clear()
-    return StepTimes(
-        statistics.median(times["ours"]),
-        statistics.median(times["reference"]),
-        {name: statistics.median(parts) for name, parts in ours.parts.items()},
-    )
+                taken.append(_now(device) - start)
+    ours.has_clocks = True
+    for _ in range(steps):
+        ours.step()
+    ours_s, reference_s, *published_s = (statistics.median(taken) for taken in times)
+    parts_s = {name: statistics.median(parts) for name, parts in ours.parts.items()}
+    return StepTimes(ours_s, reference_s, published_s[0] if published_s else None, parts_s)
+
+
+def _as_published(job: TrainJob) -> TrainJob:
+    training = job.training.model_copy(update={"precision": "float32", "compile": False})
+    return job.model_copy(update={"training": training})
 
 
 def _with_adaptive_balance(job: TrainJob) -> TrainJob:
@@ -98,7 +106,7 @@ def _with_adaptive_balance(job: TrainJob) -> TrainJob:
 
 
 class _Ours:
-    """The loop's step, with a clock between its parts."""
+    """The loop's step, where asked for with a clock between its parts."""
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         self.job, self.device = job, device
@@ -107,6 +115,7 @@ class _Ours:
         compile_networks(self.state.objective, job, device)
         self.guard = FiniteGuard(device)
         self.images = _images(job, device)
+        self.has_clocks = False
         self.parts: dict[str, list[float]] = {}
         for phase in self.state.phases:
             phase.backward = self._within(f"{phase.name}: forward and backward", phase.backward)
@@ -116,10 +125,8 @@ class _Ours:
         with self._timed("input and random numbers"):
             batch = make_batch(self.job, self.session, state.position, self.images)
         for phase in state.phases:
-            inside = f"{phase.name}: forward and backward"
-            start = _now(self.device)
-            phase.update(batch, learning_rate_factor=1.0, guard=self.guard)
-            self._add(f"{phase.name}: guard and optimizer", _now(self.device) - start - self.parts[inside][-1])
+            with self._timed(f"{phase.name}: guard and optimizer", without=f"{phase.name}: forward and backward"):
+                phase.update(batch, learning_rate_factor=1.0, guard=self.guard)
         state.position += self.job.training.images_per_step
         with self._timed("moving average"):
             state.ema.follow(state.objective.generator, 0.999)
@@ -132,13 +139,14 @@ class _Ours:
         return timed
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _timed(self, name: str, without: str | None = None) -> Iterator[None]:
+        if not self.has_clocks:
+            yield
+            return
         start = _now(self.device)
         yield
-        self._add(name, _now(self.device) - start)
-
-    def _add(self, name: str, seconds: float) -> None:
-        self.parts.setdefault(name, []).append(seconds)
+        inside = 0.0 if without is None else self.parts[without][-1]
+        self.parts.setdefault(name, []).append(_now(self.device) - start - inside)
 
 
 class _Reference:

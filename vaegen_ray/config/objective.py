@@ -79,10 +79,13 @@ Reconstruction = Annotated[
 # ---------------------------------------------------------------------------- perceptual
 
 
+LpipsName = Literal["vgg16", "alexnet", "squeezenet"]
+
+
 class LpipsNetwork(Section):
     """The network whose features LPIPS compares (Zhang et al. 2018, version 0.1)."""
 
-    network: Literal["vgg16", "alexnet", "squeezenet"] = "vgg16"
+    network: LpipsName = "vgg16"
     weights: Text | None = None
     """File of the trunk and the heads (npz or safetensors; local or s3://), by default `lpips_<network>.safetensors`
     or `.npz` in the folder ``$VAEGEN_LPIPS_WEIGHTS``."""

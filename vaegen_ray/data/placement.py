@@ -269,13 +269,21 @@ def _belongs_on(device: torch.device, data: Data, num_bytes: int) -> bool:
     """Whether images of so many bytes are to be in the memory of the device."""
     if device.type != "cuda" or data.placement == "host":
         return False
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    free_bytes, total_bytes = _memory_of(device)
     if data.placement == "device" and num_bytes > free_bytes:
         raise JobError(
             f"data.placement: 'device' needs {num_bytes / 1e9:.1f} GB of the GPU's memory for the images, "
             f"got {free_bytes / 1e9:.1f} GB free; use 'auto' or 'host'"
         )
     return data.placement == "device" or num_bytes <= min(DEVICE_FRACTION * total_bytes, free_bytes / 2)
+
+
+def _memory_of(device: torch.device) -> tuple[float, float]:
+    """Bytes free and in all, of a GPU or of the share of one that this process may take."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+    share_bytes = torch.cuda.get_per_process_memory_fraction(index) * total_bytes
+    return min(free_bytes, share_bytes - torch.cuda.memory_allocated(index)), share_bytes
 
 
 def _decoded(decoder: Decoder, stored: Sequence[Any], indices: Indices, pin_memory: bool) -> torch.Tensor:  # noqa: FBT001

@@ -20,6 +20,7 @@ from vaegen_ray.config.model import Model
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
 from vaegen_ray.evaluation.latent_statistics import LatentStatistics
+from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
 
@@ -92,6 +93,7 @@ def _check_is_finished(run: RunDirectory, job: TrainJob) -> None:
 
 def load_generator(folder: Location, device: torch.device | str) -> Generator:
     """What :func:`save_trained_model` wrote into ``folder``, in evaluation mode on ``device``."""
+    use_exact_arithmetic()  # Scores are the same in a run, beside it and after it.
     description = _read_description(folder / DESCRIPTION)
     weights = _read_weights(folder / WEIGHTS, description)
     generator = Generator(_model_section(folder / DESCRIPTION, description))

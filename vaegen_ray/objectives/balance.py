@@ -4,6 +4,7 @@ With a the gradient of the reconstruction side and b that of the adversarial los
 backward pass of a + lambda b through the decoder serves all balances: nothing is differentiated twice.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +30,17 @@ class GradientSizes:
     adversarial: Tensor
 
 
-def last_layer_gradient(features_BCHW: Tensor, weight: Tensor, image_gradient_BCHW: Tensor) -> Tensor:
-    """Gradient of the decoder's last 3x3 convolution, from the gradient at its output: no backward pass."""
-    features, gradient = features_BCHW.detach().float(), image_gradient_BCHW.float()
-    result: Tensor = conv2d_weight(features, list(weight.shape), gradient, padding=1)
-    return result
+def last_layer_gradients(
+    features_BCHW: Tensor, weight: Tensor, image_gradients_BCHW: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients of the decoder's last 3x3 convolution, from those at its output, by name: no backward pass.
+
+    All in one convolution, so that the features, the largest tensor of the network, are read once.
+    """
+    gradients = torch.cat([gradient.float() for gradient in image_gradients_BCHW.values()], 1)
+    shape = [gradients.shape[1], *weight.shape[1:]]
+    found: Tensor = conv2d_weight(features_BCHW.detach().float(), shape, gradients, padding=1)
+    return dict(zip(image_gradients_BCHW, found.split(len(weight)), strict=True))
 
 
 def adaptive_weight(balance: AdaptiveBalance, reconstruction: Tensor, adversarial: Tensor) -> Tensor:

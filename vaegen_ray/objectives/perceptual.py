@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaegen_ray.config.objective import LpipsNetwork, Perceptual
+from vaegen_ray.config.objective import LpipsName, LpipsNetwork, Perceptual
 from vaegen_ray.data.weight_files import read_weights
 from vaegen_ray.errors import DataError
 from vaegen_ray.models.lpips import Lpips
@@ -22,7 +22,7 @@ PACKAGE_NAMES = {"vgg16": "vgg", "alexnet": "alex", "squeezenet": "squeeze"}
 class Seen(NamedTuple):
     """The images of a portion that the perceptual term looks at, and how much each counts."""
 
-    first_to_last: list[int]
+    first_to_last: tuple[int, ...]
     scale: float
     """Makes the mean over the portion's images of what is seen an unbiased share of the mean over a step's."""
 
@@ -51,9 +51,10 @@ class PerceptualTerm:
         seen = self._seen(portion)
         if not seen.first_to_last:
             return reconstructions_BCHW[:0].sum()
-        everything = len(seen.first_to_last) == len(portion.images_BCHW)
-        images = portion.images_BCHW if everything else portion.images_BCHW[seen.first_to_last]
-        reconstructions = reconstructions_BCHW if everything else reconstructions_BCHW[seen.first_to_last]
+        images, reconstructions = portion.images_BCHW, reconstructions_BCHW
+        if len(seen.first_to_last) < len(images):
+            rows = _on_device(seen.first_to_last, images.device)
+            images, reconstructions = images[rows], reconstructions[rows]
         network = load_lpips(self.settings, images.device)
         with batch.networks():
             with torch.no_grad():
@@ -63,12 +64,18 @@ class PerceptualTerm:
 
     def _seen(self, portion: Portion) -> Seen:
         fraction, draws = self.settings.images_fraction, portion.draws
-        chosen = [
+        chosen = tuple(
             index
             for index in range(len(portion.images_BCHW))
             if int((draws.first + index + 1) * fraction) > int((draws.first + index) * fraction)
-        ]
+        )
         return Seen(chosen, draws.images_per_step / int(draws.images_per_step * fraction))
+
+
+@lru_cache(maxsize=64)
+def _on_device(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Copied once: to index with a list makes the host wait for a GPU at every step."""
+    return torch.tensor(rows, device=device)
 
 
 def check_lpips(settings: LpipsNetwork) -> None:
@@ -81,15 +88,16 @@ def load_lpips(settings: LpipsNetwork, device: torch.device) -> Lpips:
 
     Without numbers on the device `meta`, where costs are counted.
     """
-    file = weights_file(settings) if device.type != "meta" else None
-    return _load(settings.network, file, device)
+    return _load(settings.network, settings.weights, os.environ.get(WEIGHTS_VARIABLE), device)
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, file: Location | None, device: torch.device) -> Lpips:
+def _load(name: LpipsName, weights: str | None, folder: str | None, device: torch.device) -> Lpips:
+    # Every step asks for the network: no look at a disk or a store comes before the cache.
     with torch.device("meta"):
         network = Lpips(name)
-    if file is not None:
+    if device.type != "meta":
+        file = _weights_file(name, weights, folder)
         network.load_state_dict(_matched(network, read_weights(file), file), assign=True)
         network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this pair
     else:
@@ -99,23 +107,26 @@ def _load(name: str, file: Location | None, device: torch.device) -> Lpips:
 
 def weights_file(settings: LpipsNetwork) -> Location:
     """Where the weights are; DataError, with the remedy, where they are not."""
-    folder = os.environ.get(WEIGHTS_VARIABLE)
-    name = f"lpips_{settings.network}"
+    return _weights_file(settings.network, settings.weights, os.environ.get(WEIGHTS_VARIABLE))
+
+
+def _weights_file(network: LpipsName, weights: str | None, folder: str | None) -> Location:
+    name = f"lpips_{network}"
     remedy = (
         f"give the file in the section's key `weights`, or a folder with {name}.safetensors in ${WEIGHTS_VARIABLE} "
         '(local or s3://). With the package lpips installed, `python -c "import lpips, safetensors.torch as s; '
-        f"s.save_model(lpips.LPIPS(net='{PACKAGE_NAMES[settings.network]}'), '{name}.safetensors')\"` makes it"
+        f"s.save_model(lpips.LPIPS(net='{PACKAGE_NAMES[network]}'), '{name}.safetensors')\"` makes it"
     )
-    if settings.weights is not None:
-        candidates = [Location.of(settings.weights)]
+    if weights is not None:
+        candidates = [Location.of(weights)]
     elif folder:
         candidates = [Location.of(folder) / f"{name}{suffix}" for suffix in SUFFIXES]
     else:
-        raise DataError(f"LPIPS needs the weights of '{settings.network}', got nothing; {remedy}")
+        raise DataError(f"LPIPS needs the weights of '{network}', got nothing; {remedy}")
     for file in candidates:
         if file.exists():
             return file
-    raise DataError(f"LPIPS needs the weights of '{settings.network}', there is no file {candidates[0]}; {remedy}")
+    raise DataError(f"LPIPS needs the weights of '{network}', there is no file {candidates[0]}; {remedy}")
 
 
 def _matched(network: Lpips, found: dict[str, Tensor], file: Location) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from vaegen_ray.objectives.balance import (
     adaptive_weight,
     constant_weight,
     gradient_share_weight,
-    last_layer_gradient,
+    last_layer_gradients,
 )
 from vaegen_ray.objectives.objective import Batch, PhaseName, Portion, backward_in_portions
 from vaegen_ray.objectives.perceptual import PerceptualTerm
@@ -210,9 +210,8 @@ class VaeGan(nn.Module):
                 means[f"product {one} {other}"] = product
         if isinstance(self.settings.adversarial.balance, AdaptiveBalance) and "adversarial" in names:
             weight = self.generator.decoder.to_images.weight
-            for name, gradient in judgement.gradients.items():
-                layer = last_layer_gradient(forward.decoder_features, weight, gradient)
-                means[f"last layer {name}"] = layer / forward.num_images
+            layers = last_layer_gradients(forward.decoder_features, weight, judgement.gradients)
+            means |= {f"last layer {name}": layer / forward.num_images for name, layer in layers.items()}
         return means
 
     def _weights(self, means: Means, batch: Batch) -> dict[str, Tensor]:

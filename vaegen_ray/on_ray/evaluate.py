@@ -16,7 +16,6 @@ from vaegen_ray.on_ray.preflight import check_placement, check_storage_is_shared
 from vaegen_ray.storage import Location
 from vaegen_ray.training.collectives import gather_rows, sum_over_ranks
 from vaegen_ray.training.local_session import PROCESS_GROUP_TIMEOUT
-from vaegen_ray.training.precision import use_exact_arithmetic
 
 
 def evaluate_on_ray(run: RunDirectory, request: Request, workers: int) -> Any:
@@ -52,7 +51,6 @@ def _evaluate_worker(config: dict[str, Any]) -> Any:
     if os.path.isdir(config["directory"]):
         os.chdir(config["directory"])
     context = ray.train.get_context()
-    use_exact_arithmetic()
     try:
         return evaluate_run(
             RunDirectory(Location.of(config["run"])),

@@ -17,18 +17,20 @@ from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.errors import StorageError
 from vaegen_ray.on_ray.preflight import WorkerNeeds, node_resources
+from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.training.beside import STATE, measure_published
 
 RESTARTS = 3
 
 
-def _measure(job_tree: str, directory: str) -> None:
+def _measure(job_tree: str, directory: str, gpus: float) -> None:
     """Measure what the run publishes, until the task is cancelled with its run."""
     job = job_of(json.loads(job_tree), "job")
     assert isinstance(job, TrainJob)
     if os.path.isdir(directory):
         os.chdir(directory)  # The job's paths begin where the command was given.
     device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+    keep_to_share(device, gpus)
     dataset = open_dataset(job.data, job.model)
     held_out = dataset.decoded("held_out", NodeCache.of(job.data), job.evaluation.images)
     fingerprint = dataset.metadata.fingerprint
@@ -59,7 +61,7 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     (
         run.evaluations / STATE
     ).remove()  # Of an earlier start; until the new evaluator is there, the run goes on in line.
-    handle = task.remote(dump_job(job), os.getcwd())
+    handle = task.remote(dump_job(job), os.getcwd(), needs.gpus)
 
     def watch() -> None:
         try:

@@ -20,6 +20,16 @@ MOVE = "move"
 """In the place of a signal's number in the file that asks to stop: save and leave, to go on as another number."""
 
 
+GPU_MEMORY_MARGIN = 0.95
+"""Of its fraction of a GPU's memory, what a process's tensors may take; CUDA itself needs the rest."""
+
+
+def keep_to_share(device: torch.device, gpus: float | None) -> None:
+    """Have this process want for memory itself, where it would take that of others on the same GPU."""
+    if device.type == "cuda" and gpus is not None and gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus * GPU_MEMORY_MARGIN)
+
+
 class RaySession:
     """One worker of Ray Train, which has set up torch's process group.
 

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 
 from vaegen_ray.config.job import ElasticWorkers, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import NoRoomError, StorageError, TrainingError, WorkersLostError
+from vaegen_ray.errors import NoRoomError, StorageError, TrainingError, VaegenError, WorkersLostError
 from vaegen_ray.on_ray.metrics import count_preemption
 from vaegen_ray.on_ray.preflight import WorkerNeeds, autoscaler_places, room_for
 from vaegen_ray.on_ray.session import MOVE
@@ -130,10 +130,13 @@ class Supervisor:
 
     def _note(self, error: ray.train.TrainingFailedError, position: int) -> None:
         """Count a failure; raise what ends the run."""
-        was_preempted, problem = _cause(error)
+        was_preempted, raised = _cause(error)
         if was_preempted:
             count_preemption(self.job.name)
             return
+        if isinstance(raised, VaegenError):
+            raise raised from error
+        problem = None if raised is None else _in_words(raised)
         if problem is not None and (problem, position) == self._last_failure:
             raise TrainingError(
                 f"failed twice in the same way after the checkpoint at {position:,} images, so another attempt would "
@@ -181,8 +184,11 @@ def _ask_autoscaler(job: TrainJob, needs: WorkerNeeds) -> None:
     request_resources(bundles=[needs.as_ray()] * job.resources.most_workers)
 
 
-def _cause(error: ray.train.TrainingFailedError) -> tuple[bool, str | None]:
-    """Whether a node was taken away, and else what the job's code raised; None where processes just died."""
+def _cause(error: ray.train.TrainingFailedError) -> tuple[bool, BaseException | None]:
+    """Whether a node was taken away, and else what the job's code raised; None where processes just died.
+
+    Of several, one of our own first: it is what another attempt would meet again.
+    """
     failures = list(getattr(error, "worker_failures", {}).values())
     causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
     if any(isinstance(cause, RayActorError) and cause.preempted for cause in causes):
@@ -191,4 +197,8 @@ def _cause(error: ray.train.TrainingFailedError) -> tuple[bool, str | None]:
     raised = [getattr(cause, "_base_exc", cause) for cause in causes if not isinstance(cause, RayActorError)]
     # What one rank raised breaks the connections of the others; a store that is away is not the job's fault.
     own = [cause for cause in raised if not isinstance(cause, StorageError) and "onnection" not in str(cause)]
-    return False, f"{type(own[0]).__name__}: {str(own[0]).splitlines()[0] if str(own[0]) else ''}" if own else None
+    return False, min(own, key=lambda cause: not isinstance(cause, VaegenError), default=None)
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

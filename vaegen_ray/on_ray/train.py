@@ -17,12 +17,12 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job, job_of
 from vaegen_ray.config.places import relative_places
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
+from vaegen_ray.errors import ClusterError, DataError, StorageError, TrainingError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.evaluator import evaluator, evaluator_needs
 from vaegen_ray.on_ray.metrics import RayMetrics
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
-from vaegen_ray.on_ray.session import RaySession
+from vaegen_ray.on_ray.session import RaySession, keep_to_share
 from vaegen_ray.on_ray.supervision import Supervisor
 from vaegen_ray.runs.attempts import LOGS, LogArchive, rank_log
 from vaegen_ray.runs.lease import Fence, Lease
@@ -109,7 +109,10 @@ def _trainer(
 
 
 def _train_worker(config: dict[str, Any]) -> Any:
-    """What each worker runs. A failure that another attempt would meet again is returned, not raised."""
+    """What each worker runs. A failure that another attempt would meet again is returned, not raised.
+
+    But what one of several workers may meet alone is raised: Ray Train ends the others, which would wait for it.
+    """
     job = job_of(json.loads(config["job"]), "job")
     assert isinstance(job, TrainJob)
     if os.path.isdir(config["directory"]):
@@ -120,16 +123,21 @@ def _train_worker(config: dict[str, Any]) -> Any:
             "the directory in which the command was given"
         )
     session = RaySession(RunDirectory.of(job), config["fence"], evaluates_beside=config["evaluates_beside"])
+    keep_to_share(session.device, job.resources.gpus_per_worker)
     try:
         with _archived_log(config["logs"], session.rank):
             return run_training(job, session, config["command"], own_tracker=RayMetrics(job, session.rank))
     except StorageError:
         raise  # Object stores recover; the supervisor begins again.
     except VaegenError as error:
+        if session.num_ranks > 1 and isinstance(error, DataError):
+            raise
         return error
     except Exception as error:
         if (reason := out_of_memory(error)) is None:
             raise
+        if session.num_ranks > 1:
+            raise TrainingError(reason) from error
         return TrainingError(reason)
     finally:
         session.close()
@@ -146,8 +154,8 @@ def _archived_log(folder: str | None, rank: int) -> Iterator[None]:
         yield
 
 
-MEMORY_SENTENCES = ("out of memory", "can't allocate memory", "cannot allocate memory")
-"""What torch says on a GPU, on a CPU, and what the system says: RuntimeErrors all."""
+MEMORY_SENTENCES = ("out of memory", "status_alloc_failed", "can't allocate memory", "cannot allocate memory")
+"""What torch and its libraries say on a GPU, on a CPU, and what the system says: RuntimeErrors all."""
 
 
 def out_of_memory(error: Exception) -> str | None:

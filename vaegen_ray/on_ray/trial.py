@@ -1,5 +1,6 @@
 """What a trial's process does: an ordinary run in the search's directory, which tells Tune its scores."""
 
+import gc
 import os
 import random
 import sys
@@ -18,6 +19,7 @@ from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.space import trial_job
 from vaegen_ray.errors import StorageError, VaegenError, WorkersLostError
 from vaegen_ray.on_ray.reports import report_of
+from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory, trial_name
@@ -32,8 +34,6 @@ STOP_POLL_S = {True: 2.0, False: 10.0}
 """Where the search's directory is local, and where it is in an object store, which counts requests."""
 KEPT_FOR_COPIES = 3
 """Checkpoints of a trial of a population."""
-GPU_MEMORY_MARGIN = 0.95
-"""Of its fraction of a GPU's memory, what a trial's tensors may take; CUDA itself needs the rest."""
 EVALUATION_MARK = "sample_swd"
 """A score that every evaluation gives and no other line of metrics has."""
 
@@ -81,11 +81,20 @@ def run_trial(search: SearchJob, directory: str, fence: Fence | None, config: Ma
             raise
         return report_of(0, {}, ending="failed", reason=reason)
     finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # The process may serve another trial.
+        _leave_nothing()
     if result.ending is Ending.STOPPED:
         return report_of(result.position, {}, ending="interrupted")
     return report_of(result.position, result.scores, ending="complete")
+
+
+def _leave_nothing() -> None:
+    """The process may serve another trial."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # It compiles a function eight times at most, and later trials would train eagerly.
+    if torch.cuda.is_available():
+        gc.collect()  # Compiled networks hold themselves.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _train(search: SearchJob, job: TrainJob, fence: Fence | None, config: Mapping[str, Any]) -> RunResult:
@@ -118,8 +127,7 @@ class TuneSession:
         gpus = job.resources.gpus_per_worker
         # Ray does not hide the GPUs of a node from a process that asked for none.
         self.device = torch.device("cuda" if torch.cuda.is_available() and gpus != 0 else "cpu")
-        if self.device.type == "cuda" and gpus is not None and gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus * GPU_MEMORY_MARGIN)
+        keep_to_share(self.device, gpus)
         self.stop_signal: int | None = None
         self.scores: dict[str, float] = {}
         """Of the newest evaluation."""

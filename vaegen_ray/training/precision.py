@@ -15,17 +15,6 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def use_exact_arithmetic() -> None:
-    """Make an accelerator compute as the job says: float32 without TF32's short mantissa, and repeatably.
-
-    cuDNN would choose among algorithms that add in varying order, and a resumed run would differ in the last bits.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-
-
 def compile_networks(objective: Vae | Gan | VaeGan, job: TrainJob, device: torch.device) -> None:
     """Compile encoder, decoder and discriminator in place, where the job asks for it and it works.
 
@@ -47,11 +36,14 @@ def compile_networks(objective: Vae | Gan | VaeGan, job: TrainJob, device: torch
     if problem is not None:
         logger.warning("training.compile: off, torch.compile fails on this machine: %s", problem)
         return
+    from torch._functorch import config as functorch_config  # Of the compiler, which costs seconds to import.
+
     # The gradients at the images are taken before the rest of the backward pass, which needs the same buffers. Compiled
     # code gives them away as it sees fit, and then refuses, where its first use did not tell it that they are kept.
-    torch._functorch.config.donated_buffer = False
+    functorch_config.donated_buffer = False
     for network in networks:
-        network.compile()
+        # A batch has one of a few sizes: code for each is faster than code for any.
+        network.compile(dynamic=False)
 
 
 def _compilation_problem(device: torch.device) -> str | None:

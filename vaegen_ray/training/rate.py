@@ -8,9 +8,10 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.data.batches import ImageBatches
 from vaegen_ray.data.placement import training_images
 from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.loop import make_batch
-from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
+from vaegen_ray.training.precision import compile_networks
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
 

@@ -24,6 +24,7 @@ from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH
 from vaegen_ray.evaluation.latent_statistics import LatentStatistics, latent_statistics
 from vaegen_ray.evaluation.scores import Compared, read_record, save_scores
 from vaegen_ray.evaluation.trained_model import save_trained_model
+from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.objectives.perceptual import check_lpips
 from vaegen_ray.runs.lease import Fence, Lease, locked
 from vaegen_ray.storage import Location
@@ -33,7 +34,7 @@ from vaegen_ray.training.checkpoint import highest_fence, restore_newest
 from vaegen_ray.training.collectives import gather_objects, is_rank_0, sum_over_ranks, together
 from vaegen_ray.training.incidents import RollBack, changed_settings, roll_back
 from vaegen_ray.training.loop import Ending, train
-from vaegen_ray.training.precision import compile_networks, use_exact_arithmetic
+from vaegen_ray.training.precision import compile_networks
 from vaegen_ray.training.provenance import record_end, record_start
 from vaegen_ray.training.recorder import Recorder
 from vaegen_ray.training.session import Session
