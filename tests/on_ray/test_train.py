@@ -11,15 +11,19 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from tests.training.jobs import OBJECTIVES, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import ClusterError
+from vaegen_ray.errors import ClusterError, TrainingError
 from vaegen_ray.on_ray.preflight import WorkerNeeds
+from vaegen_ray.on_ray.supervision import Supervisor
 from vaegen_ray.on_ray.train import train_on_ray
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.loop import Ending
+from vaegen_ray.training.run import RunResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -117,6 +121,20 @@ def test_worker_killed_in_mid_run_is_replaced_and_the_final_state_has_the_same_b
     assert starts.count('"position"') == 2
     positions = [line["position"] for line in read_metrics(RunDirectory.of(job))]
     assert positions == list(range(8, 968, 8))
+
+
+def test_what_one_worker_met_alone_ends_the_run_in_its_own_words(dataset: Path, tmp_path: Path) -> None:
+    job = two_worker_job(dataset, tmp_path)
+    met = UserExceptionWithTraceback(TrainingError("out of memory: 3 GiB; lower training.images_per_step"), "of Ray")
+    begun: list[int] = []
+
+    def fit(count: int) -> RunResult:
+        begun.append(count)
+        raise WorkerGroupError("workers failed", {0: RuntimeError("Connection closed by peer"), 1: met})
+
+    with pytest.raises(TrainingError, match=r"^out of memory: 3 GiB; lower training.images_per_step$"):
+        Supervisor(job, WorkerNeeds(0.5, 0)).run(fit)
+    assert begun == [2]
 
 
 def test_sigterm_to_the_driver_makes_the_workers_save_and_stop_where_the_driver_is(
