@@ -283,7 +283,7 @@ def test_progress_counts_up_to_the_images_of_the_source(image_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": {"size": 48, "channels": 3}}, "must be a power of two from 16 to 256"),
+        ({"image": {"size": 2048, "channels": 3}}, "less than or equal to 1024"),
         ({"image": {"size": 16, "channels": 5, "encoding": "png"}}, "image.encoding: must be raw for 5 channels"),
         ({"images_per_label": {"train": 1, "held_out": 1}}, "images_per_label: needs labels; set source.label_from"),
         (
