@@ -124,7 +124,7 @@ def test_node_about_to_be_taken_away_costs_no_image(cluster: LocalCluster, run: 
     # What Kubernetes does to a pod; `ray start --block` then tells Ray that its node will go.
     cluster.kill("worker-1", signal.SIGTERM)
     position = wait_for_start(run, 2, num_ranks=1)
-    assert position % CHECKPOINT_EVERY, "began at a checkpoint of the schedule, not at one made for the occasion"
+    # Made for the occasion: of those of the schedule, which this may fall on, no start says why it stopped.
     assert position == last_position_before(run, 2)
     assert starts(run)[0]["stopped"] == {
         "position": position,

@@ -31,7 +31,7 @@ class Plan:
     step_flops_per_image: int
     """All phases with everything switched on, a lazy gradient penalty included."""
     activation_bytes_per_image: int
-    """Kept for the backward pass of the generator, in float32; bfloat16 takes about half."""
+    """Kept for the backward pass of the generator, in float32; bfloat16 with `training.compile` takes about half."""
     state_bytes: int
     """Parameters, gradients, moving average and moments: on every worker."""
     checkpoint_bytes: int
