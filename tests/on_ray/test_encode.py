@@ -1,13 +1,11 @@
 """Actors of Ray Data write the latents that one process would."""
 
-import io
 import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -55,25 +53,17 @@ def dataset_of_many_shards(folder: Path, destination: str) -> PrepareJob:
 
 
 def latents_of_one_process(run: RunDirectory, dataset: str, folder: Path) -> Mapping[str, bytes]:
-    encode_dataset(run, dataset, Location.of(folder), encode_here(run, torch.device("cpu")))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As Ray's actors have: with more, convolutions add in another order.
+    try:
+        encode_dataset(run, dataset, Location.of(folder), encode_here(run, torch.device("cpu")))
+    finally:
+        torch.set_num_threads(num_threads)
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def written(folder: Location) -> Mapping[str, bytes]:
     return {name: (folder / name).read_bytes() for name in folder.names()}
-
-
-def assert_same_latents(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> None:
-    """To rounding: a process of Ray has another number of threads, and convolutions then add in another order."""
-    assert found.keys() == expected.keys()
-    for name in expected:
-        if name.endswith(".parquet"):
-            ours, theirs = (pq.read_table(io.BytesIO(files[name])) for files in (found, expected))
-            assert ours.schema.equals(theirs.schema, check_metadata=True)
-            assert ours.column("id").equals(theirs.column("id"))
-            for column in ("mean", "std"):
-                pairs = (np.array(table.column(column).to_pylist()) for table in (ours, theirs))
-                np.testing.assert_allclose(*pairs, rtol=1e-4, atol=1e-5)
 
 
 def test_ray_gives_the_latents_of_one_process(dataset: Path, tmp_path: Path) -> None:
@@ -83,7 +73,7 @@ def test_ray_gives_the_latents_of_one_process(dataset: Path, tmp_path: Path) -> 
     count = encode_on_ray(run, str(dataset), on_ray, lambda *progress: done.append(progress))
     assert (count, done[-1]) == (160, (160, 160))
     assert any(name.endswith(".parquet") for name in expected)
-    assert_same_latents(written(on_ray), expected)
+    assert written(on_ray) == expected
 
 
 def test_latents_in_a_bucket_are_complete_although_actors_are_killed(s3_bucket: str, tmp_path: Path) -> None:
@@ -105,4 +95,4 @@ def test_latents_in_a_bucket_are_complete_although_actors_are_killed(s3_bucket: 
 
     assert encode_on_ray(run, source, on_ray, kill_encoders) == 200
     assert killed
-    assert_same_latents(written(on_ray), expected)
+    assert written(on_ray) == expected
