@@ -105,12 +105,8 @@ def _load(name: LpipsName, weights: str | None, folder: str | None, device: torc
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def weights_file(settings: LpipsNetwork) -> Location:
-    """Where the weights are; DataError, with the remedy, where they are not."""
-    return _weights_file(settings.network, settings.weights, os.environ.get(WEIGHTS_VARIABLE))
-
-
 def _weights_file(network: LpipsName, weights: str | None, folder: str | None) -> Location:
+    """Where the weights are; DataError, with the remedy, where they are not."""
     name = f"lpips_{network}"
     remedy = (
         f"give the file in the section's key `weights`, or a folder with {name}.safetensors in ${WEIGHTS_VARIABLE} "

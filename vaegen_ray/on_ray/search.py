@@ -95,8 +95,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
     directory = SearchDirectory.of(job)
     with ExitStack() as stack:
         fence = stack.enter_context(_sole_writer(directory))
-        check_is_of(job)
-        if is_over(job, trials := read_trials(directory)):
+        if is_over(job, trials := check_is_of(job)):
             return trials
         directory.root.check_writable()
         # What an earlier start left; one that is written from here on, while Ray starts, is meant for this one.
@@ -158,8 +157,8 @@ FREE_TO_CHANGE = ("trials", "time_budget_s", "max_concurrent", "max_failures", "
 """Settings that a search may change between two starts."""
 
 
-def check_is_of(job: SearchJob) -> None:
-    """Raise JobError, naming what differs, when the search's directory holds another search."""
+def check_is_of(job: SearchJob) -> Trials:
+    """The trials that are there already; JobError, naming what differs, when the directory holds another search."""
     directory = SearchDirectory.of(job)
     check_kind(directory.root, directory.job_file)
     if directory.job_file.exists():
@@ -173,16 +172,18 @@ def check_is_of(job: SearchJob) -> None:
                 f"(--set name={job.name}-2), and let it learn from that one's trials (--set "
                 f"'warm_start=[{directory.root}]')"
             )
-        if job.trials < (already := read_trials(directory).num_counted):
-            raise JobError(
-                f"trials: must be at least {already}, the trials that {directory.root} has already, got {job.trials}; "
-                f"`vaegen search resume {directory.root}` goes on"
-            )
     elif directory.trials.names():
         raise JobError(
             f"name: {directory.root} holds trials but no search.json; restore it, give this search another name, or "
             "remove that directory"
         )
+    trials = read_trials(directory)
+    if job.trials < trials.num_counted:
+        raise JobError(
+            f"trials: must be at least {trials.num_counted}, the trials that {directory.root} has already, got "
+            f"{job.trials}; `vaegen search resume {directory.root}` goes on"
+        )
+    return trials
 
 
 def _claim(job: SearchJob) -> None:

@@ -102,7 +102,10 @@ class ParetoRule:
         excesses = [max(0.0, bound.excess(scores)) for bound in self._job.constraints if bound.metric in judged]
         if not costs and not excesses:
             return None
-        rung = self._rungs.setdefault((*self._clock(trial, position), bool(costs), len(excesses)), _Rung(len(costs)))
+        key = (*self._clock(trial, position), bool(costs), len(excesses))
+        if key not in self._rungs:
+            self._rungs[key] = _Rung(len(costs))
+        rung = self._rungs[key]
         place = rung.enter(trial.number, sum(excesses), costs)
         if place is not None and costs and not any(excesses):
             rung.ends.enter(trial.number, features_of(self._job.space, trial.settings), costs)
