@@ -4,7 +4,7 @@ The reference runs the autoencoder and LPIPS again for the discriminator's phase
 the discriminator one after the other, and takes the adaptive weight from two extra backward passes through
 discriminator and losses down to the decoder's last layer. Both use the adaptive balance, the same networks, images
 and optimizers, and the job's precision and compilation; published code has neither, so where the job has one of them
-the reference is timed without them too.
+the reference is timed without them too, in PyTorch's default arithmetic.
 """
 
 import statistics
@@ -43,7 +43,7 @@ class StepTimes:
     ours_s: float
     reference_s: float
     published_s: float | None
-    """The reference in eager float32; None where the job asks for nothing else."""
+    """The reference in eager float32, as PyTorch computes it by default; None where the job asks for nothing else."""
     parts_s: dict[str, float]
     """Of our step, from steps of their own: a clock between them makes the host wait for a GPU."""
 
@@ -56,7 +56,7 @@ def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTime
     formulations: list[_Ours | _Reference] = [ours, _Reference(job, device)]
     as_published = _as_published(job)
     if as_published != job:
-        formulations.append(_Reference(as_published, device))
+        formulations.append(_Published(as_published, device))
     times: list[list[float]] = [[] for _ in formulations]
     for step in range(WARM_UP_STEPS + steps):
         for formulation, taken in zip(formulations, times, strict=True):
@@ -228,6 +228,25 @@ class _Reference:
         for phase in self.state.phases:
             for parameter in phase.parameters:
                 parameter.requires_grad = phase.name == name
+
+
+class _Published(_Reference):
+    """The reference in the arithmetic of which published code says nothing: PyTorch's default."""
+
+    def step(self) -> None:
+        with _default_arithmetic():
+            super().step()
+
+
+@contextmanager
+def _default_arithmetic() -> Iterator[None]:
+    """On a GPU, TF32 in convolutions, and algorithms that may add in varying order."""
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.deterministic = False
+    try:
+        yield
+    finally:
+        use_exact_arithmetic()
 
 
 def _images(job: TrainJob, device: torch.device) -> Tensor:

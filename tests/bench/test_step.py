@@ -1,0 +1,70 @@
+"""`vaegen bench step`: both formulations are the same step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models.lpips_weights import save_random_lpips
+from tests.training.jobs import KL_AUTOENCODER, OBJECTIVES, job_with
+from vaegen_ray.bench.step import _Ours, _Reference, _with_adaptive_balance, measure_step
+from vaegen_ray.config.job import TrainJob
+from vaegen_ray.errors import JobError
+from vaegen_ray.training.loop import make_batch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    """The autoencoder with LPIPS, of the whole batch, and an adversary that begins late."""
+    perceptual = {"network": "squeezenet", "weights": str(save_random_lpips(tmp_path, "squeezenet")), "weight": 0.5}
+    objective = {**OBJECTIVES["vae_gan, adaptive"], "kl": {"weight": 0.01}, "perceptual": perceptual}
+    objective["adversarial"] = {**objective["adversarial"], "start_images": 40}
+    return job_with(objective, model=KL_AUTOENCODER)
+
+
+def gradients_of(formulation: _Ours | _Reference) -> dict[str, torch.Tensor]:
+    parameters = formulation.state.objective.named_parameters()
+    return {name: parameter.grad.clone() for name, parameter in parameters if parameter.grad is not None}
+
+
+def test_reference_takes_the_gradients_of_our_step(job: TrainJob) -> None:
+    job = _with_adaptive_balance(job)
+    ours, reference = _Ours(job, CPU), _Reference(job, CPU)
+    batch = make_batch(job, ours.session, 0, ours.images)
+    # Without an optimizer's step between them, both show the same reconstructions to the discriminator.
+    for phase, backward in zip(
+        ours.state.phases, (reference._backward_generator, reference._backward_discriminator), strict=True
+    ):
+        with phase._owning():
+            phase.backward(batch)
+            expected = gradients_of(ours)
+        reference.objective.zero_grad()
+        backward(make_batch(job, reference.session, 0, reference.images))
+        found = gradients_of(reference)
+        assert found.keys() >= expected.keys()
+        whole = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        assert whole > 0
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * whole, name
+        ours.state.objective.zero_grad()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_formulations_are_timed_and_as_published_where_the_job_is_not(precision: str, job: TrainJob) -> None:
+    training = job.training.model_copy(update={"precision": precision})
+    times = measure_step(job.model_copy(update={"training": training}), device=CPU, steps=2)
+    assert min(times.ours_s, times.reference_s) > 0
+    assert (times.published_s is None) == (precision == "float32")
+    assert sum(times.parts_s.values()) == pytest.approx(times.ours_s, rel=1.0)
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    "objective", [OBJECTIVES["gan"], OBJECTIVES["vae"], {"preset": "larsen"}], ids=["gan", "vae", "larsen"]
+)
+def test_job_that_the_reference_cannot_do_is_refused(objective: dict[str, Any]) -> None:
+    with pytest.raises(JobError, match=r"objective\.kind: `bench step` needs a vae_gan"):
+        measure_step(job_with(objective), device=CPU, steps=1)
