@@ -51,12 +51,12 @@ class StepTimes:
 def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTimes:
     """Time ``steps`` steps of each formulation in turn, after a few to warm up."""
     use_exact_arithmetic()
-    job = _with_adaptive_balance(job)
-    ours = _Ours(job, device)
-    formulations: list[_Ours | _Reference] = [ours, _Reference(job, device)]
+    job = with_adaptive_balance(job)
+    ours = Ours(job, device)
+    formulations: list[Ours | Reference] = [ours, Reference(job, device)]
     as_published = _as_published(job)
     if as_published != job:
-        formulations.append(_Published(as_published, device))
+        formulations.append(Published(as_published, device))
     times: list[list[float]] = [[] for _ in formulations]
     for step in range(WARM_UP_STEPS + steps):
         for formulation, taken in zip(formulations, times, strict=True):
@@ -77,7 +77,7 @@ def _as_published(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"training": training})
 
 
-def _with_adaptive_balance(job: TrainJob) -> TrainJob:
+def with_adaptive_balance(job: TrainJob) -> TrainJob:
     """The job with what the reference can do: adaptive balance, no extras, the adversary from the start."""
     if (
         not isinstance(job.objective, VaeGanObjective)
@@ -105,8 +105,8 @@ def _with_adaptive_balance(job: TrainJob) -> TrainJob:
     return result
 
 
-class _Ours:
-    """The loop's step, where asked for with a clock between its parts."""
+class Ours:
+    """The training loop's step, where asked for with a clock between its parts."""
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         self.job, self.device = job, device
@@ -149,8 +149,8 @@ class _Ours:
         self.parts.setdefault(name, []).append(_now(self.device) - start - inside)
 
 
-class _Reference:
-    """LDM's formulation of the same step."""
+class Reference:
+    """Latent diffusion's formulation of the same step (Rombach et al. 2022, the published training code)."""
 
     def __init__(self, job: TrainJob, device: torch.device) -> None:
         self.job, self.session = job, LocalSession(0, 1, device)
@@ -163,10 +163,10 @@ class _Reference:
     def step(self) -> None:
         batch = make_batch(self.job, self.session, self.state.position, self.images)
         generator, discriminator = self.state.phases
-        self._backward_generator(batch)
+        self.backward_generator(batch)
         generator.optimizer.step()
         generator.optimizer.zero_grad()
-        self._backward_discriminator(batch)
+        self.backward_discriminator(batch)
         discriminator.optimizer.step()
         discriminator.optimizer.zero_grad()
         self.state.ema.follow(self.objective.generator, 0.999)
@@ -184,7 +184,8 @@ class _Reference:
         kl = kl_to_standard_normal(mean_BZ.float(), log_variance_BZ.float()).flatten(1).sum(1).mean()
         return reconstructions.float(), kl
 
-    def _backward_generator(self, batch: Batch) -> None:
+    def backward_generator(self, batch: Batch) -> None:
+        """Gradients of autoencoder and loss; the adaptive weight takes two backward passes of its own."""
         self._train_only("generator")
         settings, balance = self.objective.settings, self.objective.settings.adversarial.balance
         assert isinstance(balance, AdaptiveBalance)
@@ -208,7 +209,8 @@ class _Reference:
         loss = nll + settings.kl.weight / self.objective.values_per_image * kl + weight * adversarial
         loss.backward()
 
-    def _backward_discriminator(self, batch: Batch) -> None:
+    def backward_discriminator(self, batch: Batch) -> None:
+        """Gradients of the discriminator, after a second forward pass of everything."""
         self._train_only("discriminator")
         reconstructions, _ = self._autoencode(batch)
         self._perceptual(reconstructions, batch)  # Published code computes the losses before it asks for which phase.
@@ -230,7 +232,7 @@ class _Reference:
                 parameter.requires_grad = phase.name == name
 
 
-class _Published(_Reference):
+class Published(Reference):
     """The reference in the arithmetic of which published code says nothing: PyTorch's default."""
 
     def step(self) -> None:
