@@ -58,6 +58,8 @@ def cross_entropies(real_B: Tensor, fake_F: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feature_matching_loss(real_features: list[Tensor], fake_features: list[Tensor]) -> Tensor:
-    """Mean over layers of the mean absolute difference (Wang et al. 2018, eq. 4); a scalar."""
-    distances = [(fake - real).abs().mean() for real, fake in zip(real_features, fake_features, strict=True)]
+    """Mean over layers of the mean absolute difference (Wang et al. 2018, eq. 4); a scalar, in float32."""
+    distances = [
+        (fake.float() - real.float()).abs().mean() for real, fake in zip(real_features, fake_features, strict=True)
+    ]
     return torch.stack(distances).mean()

@@ -21,11 +21,12 @@ from vaegen_ray.schedules import ramp
 
 
 class Look(NamedTuple):
-    """What the discriminator says of images, in float32."""
+    """What the discriminator says of images."""
 
     logits_B: Tensor
-    """Or (B, P), of P patches."""
+    """Or (B, P), of P patches; in float32."""
     features: list[Tensor]
+    """In the precision of the networks: most objectives compare none, and need no copies of them."""
 
 
 class Adversary(nn.Module):
@@ -50,7 +51,7 @@ class Adversary(nn.Module):
         with batch.networks():
             trunk = () if self._frozen is None else (load_lpips(self._frozen, images_FCHW.device).trunk,)
             logits_F, features = self.discriminator(images_FCHW, *trunk)
-        return Look(logits_F.float(), [feature.float() for feature in features])
+        return Look(logits_F.float(), features)
 
     def augmentation_draws(self, portion: Portion, purpose: str) -> Tensor | None:
         """The random numbers of one look at a portion; None where nothing is augmented."""
@@ -69,12 +70,13 @@ class Adversary(nn.Module):
         return {"real_cost": real_cost, "fake_cost": fake_cost}
 
     def decide_who_waits(self, batch: Batch, means: dict[str, Tensor]) -> None:
-        """Set ``batch.held_back`` by the global costs; reads two numbers from the device, in `equilibrium` only.
+        """Set ``batch.held_back`` by the global costs; reads from the device, once, in `equilibrium` only.
 
         Before the generator feels its adversarial term there is no contest, and nobody waits.
         """
         if isinstance(self.settings.balance, EquilibriumBalance) and self.factor(batch.position) > 0:
-            batch.held_back = held_back(self.settings.balance, float(means["real_cost"]), float(means["fake_cost"]))
+            real_cost, fake_cost = torch.stack([means["real_cost"], means["fake_cost"]]).tolist()
+            batch.held_back = held_back(self.settings.balance, real_cost, fake_cost)
             for part in ("decoder", "discriminator"):
                 batch.record(f"{part}_waits", torch.full_like(means["real_cost"], float(part in batch.held_back)))
 

@@ -323,8 +323,8 @@ def _feature_error(real: Look, fake: Look, layer: int) -> Tensor:
 
     Larsen et al. 2016, eq. 7 and 8.
     """
-    real_features = real.features[layer]
-    fake_features = fake.features[layer][: len(real_features)]
+    real_features = real.features[layer].float()
+    fake_features = fake.features[layer][: len(real_features)].float()
     return 0.5 * (fake_features - real_features).square().flatten(1).sum(1).mean()
 
 
