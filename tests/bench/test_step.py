@@ -76,8 +76,21 @@ def test_formulations_are_timed_and_as_published_where_the_job_is_not(precision:
 
 
 @pytest.mark.parametrize(
-    "objective", [OBJECTIVES["gan"], OBJECTIVES["vae"], {"preset": "larsen"}], ids=["gan", "vae", "larsen"]
+    ("objective", "model", "key"),
+    [
+        (OBJECTIVES["gan"], {}, "objective.kind"),
+        (OBJECTIVES["vae"], {}, "objective.kind"),
+        ({"preset": "larsen"}, {}, "objective.reconstruction.kind"),
+        (
+            OBJECTIVES["vae_gan, adaptive"],
+            {**KL_AUTOENCODER, "freeze_encoder": True, "start_from": "x"},
+            "model.freeze_encoder",
+        ),
+    ],
+    ids=["gan", "vae", "larsen", "frozen encoder"],
 )
-def test_job_that_the_reference_cannot_do_is_refused(objective: dict[str, Any]) -> None:
-    with pytest.raises(JobError, match=r"objective\.kind: `bench step` needs a vae_gan"):
-        measure_step(job_with(objective), device=CPU, steps=1)
+def test_job_that_the_reference_cannot_do_is_refused_by_key(
+    objective: dict[str, Any], model: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(JobError, match=rf"{key}: must be .* for `bench step`"):
+        measure_step(job_with(objective, model=model), device=CPU, steps=1)

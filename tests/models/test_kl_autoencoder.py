@@ -79,7 +79,9 @@ def assert_same_outputs(ours: Generator, theirs: AutoencoderKL, model: KlAutoenc
         close(mean, posterior.mean)
         close(log_variance, posterior.logvar)
         assert tuple(mean.shape[1:]) == model.latent_shape
-        close(ours.decoder(latents.to(dtype)), theirs.decode(latents.to(dtype)).sample)
+        # Those of the encoder lie in memory otherwise: kernels took another order, and outputs were 3e-5 apart.
+        for codes in (latents.to(dtype), posterior.mean):
+            close(ours.decoder(codes), theirs.decode(codes).sample)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

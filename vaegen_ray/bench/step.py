@@ -79,15 +79,16 @@ def _as_published(job: TrainJob) -> TrainJob:
 
 def with_adaptive_balance(job: TrainJob) -> TrainJob:
     """The job with what the reference can do: adaptive balance, no extras, the adversary from the start."""
-    if (
-        not isinstance(job.objective, VaeGanObjective)
-        or job.objective.reconstruction.kind == "discriminator_features"
-        or (isinstance(job.model, KlAutoencoderModel) and job.model.freeze_encoder)
-    ):
+    needs = "for `bench step`, whose reference has nothing else"
+    if not isinstance(job.objective, VaeGanObjective):
+        raise JobError(f"objective.kind: must be 'vae_gan' {needs}, got {job.objective.kind!r}; give another job")
+    if job.objective.reconstruction.kind == "discriminator_features":
         raise JobError(
-            "objective.kind: `bench step` needs a vae_gan with a likelihood of images that trains its encoder, got "
-            f"{job.objective.kind!r}"
+            f"objective.reconstruction.kind: must be a likelihood of images {needs}, got 'discriminator_features'; "
+            "set it to laplace"
         )
+    if isinstance(job.model, KlAutoencoderModel) and job.model.freeze_encoder:
+        raise JobError(f"model.freeze_encoder: must be false {needs}, got true; set it to false")
     tree = job.model_dump()
     tree["objective"]["reconstruction"]["scale"] = {"kind": "fixed", "value": 1.0}
     tree["objective"]["kl"] = {"weight": job.objective.kl.weight}

@@ -112,7 +112,8 @@ def _monai(sizes: Sizes) -> Tree:
     """MONAI's tutorials: mean |x - x'| + 0.001 perceptual + 1e-6 KL + 0.01 least-squares adversarial.
 
     Theirs is E (D(x') - 1)^2, twice ours, which has the half of Mao et al. 2017. Left out is the leaky ReLU (0.05) that
-    theirs puts on the logits. The adversary begins at their tenth epoch; here at 10,000 steps.
+    theirs puts on the logits. The adversary begins at their tenth epoch; here at 10,000 steps. The formula stands as it
+    is on images in [-1, 1]; theirs are in [0, 1], so there the reconstruction weighs half as much.
     """
     return {
         "kind": "vae_gan",

@@ -77,7 +77,8 @@ class SpectralNorm(nn.Module):
             self.follow(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        # Of the device `meta`, where costs are counted, autocast knows nothing.
+        with torch.autocast("cpu" if weight.is_meta else weight.device.type, enabled=False):
             # Copies, because the vectors move between a forward pass and its backward pass.
             sigma = torch.dot(self.left.clone(), weight.flatten(1) @ self.right.clone())
             return weight / sigma

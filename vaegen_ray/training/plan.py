@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from vaegen_ray.objectives.build import build_objective
 from vaegen_ray.objectives.objective import Batch, Objective, PhaseName
 from vaegen_ray.randomness import Draws
 
-COUNTED_IMAGES = 2
 ADAM_MOMENTS = 2
+PHASES: tuple[PhaseName, PhaseName] = ("generator", "discriminator")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Plan:
     forward_flops_per_image: int
     """Encoder (where there is one) and decoder, once."""
     step_flops_per_image: int
-    """All phases with everything switched on, a lazy gradient penalty included."""
+    """All phases with everything switched on: a lazy gradient penalty, and LPIPS of those images that it sees."""
     activation_bytes_per_image: int
     """Kept for the backward pass of the generator, in float32; bfloat16 with `training.compile` takes about half."""
     state_bytes: int
@@ -50,8 +51,10 @@ def plan(job: TrainJob) -> Plan:
         step_flops = _flops(lambda: _phase(objective, "generator", batch))
     if objective.discriminator is not None:
         step_flops += _flops(lambda: _phase(objective, "discriminator", batch))
-    trained = _bytes(objective.parameters())
-    kept = trained + _bytes(objective.buffers()) + _bytes(objective.generator.parameters()) + ADAM_MOMENTS * trained
+    trained = sum(_bytes(group) for phase in PHASES for group in objective.groups(phase).values())
+    held = _bytes(objective.parameters()) + _bytes(objective.buffers()) + _bytes(objective.generator.parameters())
+    kept = held + ADAM_MOMENTS * trained
+    num_images = len(batch.images_BCHW)
     networks: dict[str, nn.Module | None] = {
         "encoder": objective.generator.encoder,
         "decoder": objective.generator.decoder,
@@ -60,9 +63,9 @@ def plan(job: TrainJob) -> Plan:
     every = job.training.checkpoint_every_images or job.training.total_images
     return Plan(
         parameters={name: _count(network) for name, network in networks.items() if network is not None},
-        forward_flops_per_image=forward_flops // COUNTED_IMAGES,
-        step_flops_per_image=step_flops // COUNTED_IMAGES,
-        activation_bytes_per_image=sum(saved.values()) // COUNTED_IMAGES,
+        forward_flops_per_image=forward_flops // num_images,
+        step_flops_per_image=step_flops // num_images,
+        activation_bytes_per_image=sum(saved.values()) // num_images,
         state_bytes=kept + trained,
         checkpoint_bytes=kept,
         total_steps=job.training.total_steps,
@@ -71,17 +74,19 @@ def plan(job: TrainJob) -> Plan:
 
 
 def _batch(job: TrainJob) -> Batch:
-    """Two images at a position where every term acts."""
+    """A step at a position where every term acts."""
     meta = torch.device("meta")
-    model, position = job.model, 0
+    model, num_images, position, every_steps = job.model, job.training.images_per_step, 0, 1
     if job.objective.kind != "vae":
         adversarial = job.objective.adversarial
         position = adversarial.start_images + adversarial.ramp_images
         if adversarial.gradient_penalty is not None:
-            cycle = adversarial.gradient_penalty.every_steps * COUNTED_IMAGES
-            position = -(-position // cycle) * cycle
-    images = torch.empty(COUNTED_IMAGES, model.channels, model.image_size, model.image_size, device=meta)
-    draws = Draws(job.seed, position, COUNTED_IMAGES, 0, COUNTED_IMAGES, meta)
+            every_steps = adversarial.gradient_penalty.every_steps
+    if job.objective.kind != "gan" and job.objective.perceptual is not None:
+        every_steps = lcm(every_steps, job.objective.perceptual.every_steps)
+    position = -(-position // (every_steps * num_images)) * every_steps * num_images
+    images = torch.empty(num_images, model.channels, model.image_size, model.image_size, device=meta)
+    draws = Draws(job.seed, position, num_images, 0, num_images, meta)
     return Batch(images, draws, position)
 
 
@@ -89,12 +94,11 @@ def _forward(generator: Generator, batch: Batch) -> None:
     with torch.no_grad():
         if generator.encoder is not None:
             generator.encoder(batch.images_BCHW)
-        generator.decoder(torch.empty(COUNTED_IMAGES, *generator.latent_shape, device="meta"))
+        generator.decoder(torch.empty(len(batch.images_BCHW), *generator.latent_shape, device="meta"))
 
 
 def _phase(objective: Objective, name: PhaseName, batch: Batch) -> None:
-    phases: tuple[PhaseName, PhaseName] = ("generator", "discriminator")
-    for phase in phases:
+    for phase in PHASES:
         for group in objective.groups(phase).values():
             for parameter in group:
                 parameter.requires_grad = phase == name
