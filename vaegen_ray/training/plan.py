@@ -51,7 +51,7 @@ def plan(job: TrainJob) -> Plan:
         step_flops = _flops(lambda: _phase(objective, "generator", batch))
     if objective.discriminator is not None:
         step_flops += _flops(lambda: _phase(objective, "discriminator", batch))
-    trained = sum(_bytes(group) for phase in PHASES for group in objective.groups(phase).values())
+    trained = sum(_bytes(_owned(objective, phase)) for phase in PHASES)
     held = _bytes(objective.parameters()) + _bytes(objective.buffers()) + _bytes(objective.generator.parameters())
     kept = held + ADAM_MOMENTS * trained
     num_images = len(batch.images_BCHW)
@@ -84,7 +84,8 @@ def _batch(job: TrainJob) -> Batch:
             every_steps = adversarial.gradient_penalty.every_steps
     if job.objective.kind != "gan" and job.objective.perceptual is not None:
         every_steps = lcm(every_steps, job.objective.perceptual.every_steps)
-    position = -(-position // (every_steps * num_images)) * every_steps * num_images
+    cycle = every_steps * num_images
+    position = -(-position // cycle) * cycle
     images = torch.empty(num_images, model.channels, model.image_size, model.image_size, device=meta)
     draws = Draws(job.seed, position, num_images, 0, num_images, meta)
     return Batch(images, draws, position)
@@ -99,10 +100,13 @@ def _forward(generator: Generator, batch: Batch) -> None:
 
 def _phase(objective: Objective, name: PhaseName, batch: Batch) -> None:
     for phase in PHASES:
-        for group in objective.groups(phase).values():
-            for parameter in group:
-                parameter.requires_grad = phase == name
+        for parameter in _owned(objective, phase):
+            parameter.requires_grad = phase == name
     (objective.generator_backward if name == "generator" else objective.discriminator_backward)(batch)
+
+
+def _owned(objective: Objective, phase: PhaseName) -> list[nn.Parameter]:
+    return [parameter for group in objective.groups(phase).values() for parameter in group]
 
 
 class _FlopCounter(TorchDispatchMode):
