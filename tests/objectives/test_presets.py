@@ -252,8 +252,10 @@ def test_perceptual_weight_is_that_of_the_other_system_beside_a_mean_over_values
     assert (job.objective.perceptual.weight, job.objective.perceptual.network) == (weight, network)
     scale = job.objective.reconstruction.scale
     value = scale.initial if scale.kind == "learned" else scale.value
-    # Ours is error / scale / N: a mean over values for Laplace of scale 1, as for Gaussian in images of half the range.
-    assert value == (2.0**0.5 if job.objective.reconstruction.kind == "gaussian" else 1.0)
+    # Ours is error / scale / N: a mean over values for Laplace of scale 1, and of 2 where theirs has half the range; so
+    # has it with the Gaussian ones.
+    in_half_the_range = 2.0 if name == "monai" else 1.0
+    assert value == (2.0**0.5 if job.objective.reconstruction.kind == "gaussian" else in_half_the_range)
 
 
 @pytest.mark.parametrize(("name", "loss", "weight"), [("ldm_modern", "hinge", 0.1), ("monai", "least_squares", 0.01)])
@@ -264,8 +266,9 @@ def test_fixed_weight_preset_has_the_gradient_of_its_formula(name: str, loss: st
     logits = c.networks.discriminator(c.x_rec)[0]
     adversarial = -logits.mean() if loss == "hinge" else (logits - 1).square().mean()
     kl_weight = 1e-6 if name == "monai" else 1e-6 / c.num_values
+    errors = (to_unit(c.x) - to_unit(c.x_rec) if name == "monai" else c.x - c.x_rec).abs()
     found = gradients(c.objective, "generator", c.batch)
-    expected = c.gradients((c.x - c.x_rec).abs().mean() + kl_weight * ldm_kl(c).mean() + weight * adversarial)
+    expected = c.gradients(errors.mean() + kl_weight * ldm_kl(c).mean() + weight * adversarial)
     assert_same_gradients(found, expected, tolerance=TOLERANCE)
 
 

@@ -109,15 +109,15 @@ def _va_vae(sizes: Sizes) -> Tree:
 
 
 def _monai(sizes: Sizes) -> Tree:
-    """MONAI's tutorials: mean |x - x'| + 0.001 perceptual + 1e-6 KL + 0.01 least-squares adversarial.
+    """MONAI's tutorials in [0, 1]: mean |x - x'| + 0.001 perceptual + 1e-6 KL + 0.01 least-squares adversarial.
 
-    Theirs is E (D(x') - 1)^2, twice ours, which has the half of Mao et al. 2017. Left out is the leaky ReLU (0.05) that
-    theirs puts on the logits. The adversary begins at their tenth epoch; here at 10,000 steps. The formula stands as it
-    is on images in [-1, 1]; theirs are in [0, 1], so there the reconstruction weighs half as much.
+    A difference in [0, 1] is half of ours, so a scale of 2 makes the two errors equal. Their least-squares loss is
+    E (D(x') - 1)^2, twice ours, which has the half of Mao et al. 2017. Left out is the leaky ReLU (0.05) that theirs
+    puts on the logits. The adversary begins at their tenth epoch; here at 10,000 steps.
     """
     return {
         "kind": "vae_gan",
-        "reconstruction": {"kind": "laplace", "scale": {"kind": "fixed", "value": 1.0}},
+        "reconstruction": {"kind": "laplace", "scale": {"kind": "fixed", "value": 2.0}},
         "perceptual": {"network": "alexnet", "weight": 1e-3},
         "discriminator": {"kind": "patch"},
         "kl": {"weight": 1e-6 * sizes.values_per_image},
