@@ -340,14 +340,3 @@ class VaeGanObjective(Section):
 
 
 Objective = Annotated[VaeObjective | GanObjective | VaeGanObjective, Field(discriminator="kind")]
-
-__all__ = [
-    "Adversarial",
-    "Balance",
-    "GanObjective",
-    "Kl",
-    "Objective",
-    "Reconstruction",
-    "VaeGanObjective",
-    "VaeObjective",
-]

@@ -22,7 +22,8 @@ class Sizes:
 def _ldm(sizes: Sizes) -> Tree:
     """AutoencoderKL of latent diffusion (Rombach et al. 2022): sum (|x - x'| + LPIPS) + 1e-6 KL, adaptive weight 0.5.
 
-    Their LPIPS is added to every value before the sum, so it counts N times, as ours of the weight 1 does.
+    Their LPIPS is added to every value before the sum, so it counts N times, as ours of the weight 1 does. Until the
+    start their discriminator does not learn either; ours always does, here and in the presets that begin later too.
     """
     return {
         "kind": "vae_gan",

@@ -28,7 +28,10 @@ FREE_TO_CHANGE = (
     "objective.discriminator.weights",
     "watchdog.",
 )
-"""Settings that a run may change between two starts: they do not change what is computed."""
+"""Settings that a run may change between two starts: no step computes anything else for them.
+
+The watchdog's, whose rules look at reports, may stop a run or roll it back.
+"""
 
 MOST_DIFFERENCES = 8
 """Listed of two jobs that claim the same directory."""

@@ -14,8 +14,9 @@ SUBSET_SIZE = 1000
 def kernel_distance(first_BD: Tensor, second_BD: Tensor, seed: int) -> Tensor:
     """The squared MMD under the cubic kernel, without bias (Bińkowski et al. 2018, section 4 and eq. 4).
 
-    Of all rows where there are up to 4000, which has the least variance; else averaged, as there, over 100
-    subsets of 1000 rows drawn from ``seed``. Both estimate the same number. May be slightly negative.
+    Of all rows of the smaller set, and as many of the larger, where there are up to 4000, which has the least variance;
+    else averaged, as there, over 100 subsets of 1000 rows. What is drawn is drawn from ``seed``. Both estimate the same
+    number. May be slightly negative.
     """
     smaller = min(len(first_BD), len(second_BD))
     num_subsets, subset_size = (1, smaller) if smaller <= MOST_AT_ONCE else (NUM_SUBSETS, SUBSET_SIZE)

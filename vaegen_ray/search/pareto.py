@@ -9,33 +9,6 @@ Costs = NDArray[np.float64]
 """[trials, objectives], finite."""
 
 
-def pareto_ranks(costs: Costs) -> NDArray[np.int64]:
-    """Of each trial: 0 on the front, 1 on the front of the rest, and so on (Deb et al. 2002, section III.A).
-
-    Sorted lexicographically, a row is dominated by earlier ones only; its rank is that of the first front that does
-    not dominate it, found by bisection (Zhang et al. 2015, ENS-BS).
-    """
-    if not len(costs):
-        return np.empty(0, dtype=np.int64)
-    rows, places = np.unique(costs, axis=0, return_inverse=True)
-    fronts: list[_Front] = []
-    ranks = np.empty(len(rows), dtype=np.int64)
-    for index, row in enumerate(rows):
-        rank, beyond = 0, len(fronts)
-        while rank < beyond:
-            middle = (rank + beyond) // 2
-            if fronts[middle].dominates(row):
-                rank = middle + 1
-            else:
-                beyond = middle
-        if rank == len(fronts):
-            fronts.append(_Front(rows.shape[1]))
-        fronts[rank].add(row)
-        ranks[index] = rank
-    result: NDArray[np.int64] = ranks[places.reshape(-1)]
-    return result
-
-
 def front(costs: Costs) -> list[int]:
     """Indices of the trials that no other dominates, in order of the first cost."""
     members = np.flatnonzero(_is_on_front(costs))

@@ -49,7 +49,7 @@ class FiniteGuard:
         named = ", ".join(sorted({f"{name}={value}" for bad in everybody for name, value in bad.items()}))
         where = f"on rank(s) {ranks}: {named}" if ranks else "in the gradient, while every loss was finite"
         raise TrainingError(
-            f"a number is not finite at image {int(self._position)} {where}; nothing was stepped. "
+            f"a number is not finite at image {int(self._position)} {where}; it was not stepped on. "
             "Lower optimizer.*.learning_rate, set optimizer.*.clip_norm, or use training.precision float32"
         )
 

@@ -64,7 +64,7 @@ class TrainState:
             phase.optimizer.load_state_dict(states[phase.name])
 
     def check_replicas(self) -> None:
-        """Raise TrainingError when the networks of the ranks are not the same to the bit."""
+        """Raise TrainingError when the networks of the ranks differ, by a float64 sum of each tensor."""
         sums = torch.stack([tensor.detach().double().sum() for tensor in self.tensors().values()])
         everybody = gather_objects(sums.cpu().numpy().tobytes())
         drifted = [rank for rank, checksum in enumerate(everybody) if checksum != everybody[0]]
