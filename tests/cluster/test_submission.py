@@ -249,7 +249,7 @@ def the_numbers_are_those_of_a_run_that_went_through_nothing(stage: Stage, tmp_p
     begun = [int(start["position"]) for start in starts(run)]
     whole = [line for line in lines if not any(line["position"] - 40 < at < line["position"] for at in begun)]
     assert len(whole) >= len(lines) - len(begun)
-    for name in ("generator_loss", "kl_nats", "nll_nats"):
+    for name in ("generator_loss", "train_kl_nats", "nll_nats"):
         ours = np.array([line[name] for line in whole])
         theirs = np.array([undisturbed[int(line["position"])][name] for line in whole])
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, err_msg=name)

@@ -46,7 +46,7 @@ def written(storage: Path, *, seeds: int = 3) -> Comparison:
             run = directory.run(variant, seed)
             run.claim(directory.train_job(job, variant, seed, {}))
             kl = 0.0 if (variant, seed) == ("strict", 1) else 5.0
-            lines = [{"position": at, "time_s": 0.0, "kl_nats": kl, "images_per_s": 8.0 + at, "training_s": 2.0,
+            lines = [{"position": at, "time_s": 0.0, "train_kl_nats": kl, "images_per_s": 8.0 + at, "training_s": 2.0,
                       "input_s": 0.5, "peak_memory_bytes": float(at)} for at in (32, 64, 96)]  # fmt: skip
             run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
             if (variant, seed) == ("wild", 2):

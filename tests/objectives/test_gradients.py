@@ -100,7 +100,7 @@ def test_metrics_of_the_generator_add_up_to_its_loss(name: str) -> None:
     metrics, num_values = batch.metrics, job.model.values_per_image
     reconstruction = metrics["nll_nats"] if "nll_nats" in metrics else metrics["feature_error"]
     penalty = job.objective.kl.penalty
-    kl = metrics["kl_nats"]
+    kl = metrics["train_kl_nats"]
     if penalty.kind == "capacity":
         kl = (kl - penalty.nats * POSITION / penalty.growth_images).abs()
     if penalty.kind != "free_bits":

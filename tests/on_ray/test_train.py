@@ -95,7 +95,7 @@ def test_two_workers_give_the_losses_of_one_process(undisturbed: TrainJob, datas
     ours, theirs = read_metrics(RunDirectory.of(undisturbed)), read_metrics(RunDirectory.of(alone))
     assert [line["position"] for line in ours] == list(range(8, 968, 8))
     for mine, other in zip(ours[:20], theirs[:20], strict=True):
-        for name in ("generator_loss", "discriminator_loss", "kl_nats", "adversarial_weight"):
+        for name in ("generator_loss", "discriminator_loss", "train_kl_nats", "adversarial_weight"):
             if name in other:
                 assert mine[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), (name, mine["position"])
 

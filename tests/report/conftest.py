@@ -136,7 +136,7 @@ def comparison(trained: RunDirectory) -> CompareDirectory:
             run.claim(train_job)
             kl = 0.01 if (variant, seed) == ("strict", 2) else 5.0
             lines = [
-                {"position": at, "time_s": 1.0, "sample_swd": base + seed / 100 - at / 10_000, "kl_nats": kl,
+                {"position": at, "time_s": 1.0, "sample_swd": base + seed / 100 - at / 10_000, "train_kl_nats": kl,
                  "training_s": 1.0, "images_per_s": 32.0, "peak_memory_bytes": 2.0**30}
                 for at in (32, 64, 96)
             ]  # fmt: skip

@@ -39,7 +39,7 @@ def test_compiled_networks_give_the_losses_of_eager_ones(start_images: int) -> N
     # Where the discriminator learns alone first, the generator's phase came to code that was compiled for another.
     torch._dynamo.reset()
     eager, compiled = (last_step("vae_gan, adaptive", start_images, compile=compile_) for compile_ in (False, True))
-    for name in ("generator_loss", "discriminator_loss", "adversarial_weight", "kl_nats"):
+    for name in ("generator_loss", "discriminator_loss", "adversarial_weight", "train_kl_nats"):
         assert compiled[name] == pytest.approx(eager[name], rel=1e-3, abs=1e-4)
 
 

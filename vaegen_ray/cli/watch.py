@@ -23,8 +23,8 @@ PERIOD_S = {True: 2.0, False: 10.0}
 """Where the directory is local, and where it is in an object store, which counts requests."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 28
-CURVES = ("generator_loss", "discriminator_loss", "adversarial_share", "kl_nats", "reconstruction_psnr", "sample_fid",
-          "sample_swd", "sample_diversity", "images_per_s")  # fmt: skip
+CURVES = ("generator_loss", "discriminator_loss", "adversarial_share", "train_kl_nats", "reconstruction_psnr",
+          "sample_fid", "sample_swd", "sample_diversity", "images_per_s")  # fmt: skip
 
 
 def watch(

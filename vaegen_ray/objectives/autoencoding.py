@@ -54,7 +54,8 @@ class KlTerm:
 
     def record(self, batch: Batch, global_kl_Z: Tensor) -> None:
         """Log the KL in nats and the beta in force."""
-        batch.record("kl_nats", global_kl_Z.sum())
+        # Not `kl_nats`, which is the moving average's on held-out images, and would stand in the same line.
+        batch.record("train_kl_nats", global_kl_Z.sum())
         batch.record("beta", torch.full((), self.beta(batch.position), device=global_kl_Z.device))
 
 

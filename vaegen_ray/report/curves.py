@@ -14,7 +14,7 @@ MOST_POINTS = 600
 GROUPS: dict[str, tuple[str, ...]] = {
     "Losses": ("generator_loss", "adversarial_loss", "discriminator_loss", "feature_matching_loss", "feature_error"),
     "Negative log-likelihood, nats an image": ("nll_nats",),
-    "KL divergence, nats an image": ("kl_nats",),
+    "KL divergence, nats an image": ("train_kl_nats", "kl_nats"),
     "Bits a value of the evidence lower bound": ("bits_per_dimension",),
     "Gradients at the images": ("reconstruction_gradient_norm", "adversarial_gradient_norm"),
     "Adversarial share of the gradient at the images": ("adversarial_share",),
