@@ -15,7 +15,7 @@ from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import DataError, TrainingError
 from vaegen_ray.evaluation.evaluate import evaluate
-from vaegen_ray.evaluation.scores import UNITS, Compared, load_scores, read_record, save_scores
+from vaegen_ray.evaluation.scores import UNITS, Compared, read_record, save_scores
 
 CPU = torch.device("cpu")
 WITH_FEATURES = {"images": 60, "features": {"network": "fashion_mnist_cnn"}}
@@ -147,7 +147,7 @@ def test_evaluate_of_a_posterior_without_a_variance_names_the_score() -> None:
 def test_scores_of_a_run_are_read_as_they_were_saved(vae_run: RunDirectory) -> None:
     save_scores({"sample_swd": 0.25}, vae_run.load_job(), Compared("held_out", 50, 50), vae_run)
     assert vae_run.is_complete()
-    assert load_scores(vae_run) == {"sample_swd": 0.25}
+    assert read_record(vae_run)["scores"] == {"sample_swd": 0.25}
 
 
 def test_scores_measured_later_stand_beside_the_earlier_ones_each_with_what_it_was_measured_on(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from tests.training.jobs import KL_AUTOENCODER
 from vaegen_ray.cli.main import app
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import DataError, JobError, VaegenError
+from vaegen_ray.evaluation.trained_model import load_trained_model, save_trained_model
 
 
 def printed(*arguments: object) -> str:
@@ -153,9 +155,10 @@ def test_verbs_with_an_unknown_device_are_refused(vae_run: RunDirectory) -> None
 def test_evaluate_verb_measures_all_with_another_number_of_samples(tmp_path: Path) -> None:
     run = finished(tiny_job(tmp_path, evaluation={"images": 60, "features": {"network": "fashion_mnist_cnn"}}))
     output = printed("evaluate", run.root, "--metrics", "all", "--samples", 150, "--against", "train")
-    record = json.loads(run.scores.read_text())
     assert "150 samples against 150 train images" in output
-    assert 0 <= record["scores"]["memorised_fraction"] <= 1
+    assert 0 <= json.loads(run.scores.read_text())["scores"]["memorised_fraction"] <= 1
+    record = json.loads((run.final / "scores-train-150.json").read_text())
+    assert all("train images" in condition for condition in record["measured_on"].values())
     assert {"sample_precision", "sample_coverage", "rate_bits_per_dimension"} <= record["scores"].keys()
     assert Image.open(f"{run.samples}/final-traversals.png").size == (9 * 33 - 1, 6 * 33 - 1)
     assert Image.open(f"{run.samples}/final-nearest-training-images.png").size == (16 * 33 - 1, 2 * 33 - 1)
@@ -163,10 +166,25 @@ def test_evaluate_verb_measures_all_with_another_number_of_samples(tmp_path: Pat
 
 def test_evaluate_verb_with_a_group_measures_it_alone_and_keeps_the_rest(vae_run: RunDirectory) -> None:
     printed("evaluate", vae_run.root)
-    before = json.loads(vae_run.scores.read_text())["scores"]
-    printed("evaluate", vae_run.root, "--metrics", "rate", "--samples", 20)
+    before = json.loads(vae_run.scores.read_text())
+    generator, job = load_trained_model(vae_run, "cpu")
+    with torch.no_grad():
+        next(generator.parameters()).add_(0.1)
+    save_trained_model(generator, job, vae_run.final)
+    printed("evaluate", vae_run.root, "--metrics", "rate")
     after = json.loads(vae_run.scores.read_text())
-    changed = {name for name in before if before[name] != after["scores"][name]}
+    changed = {name for name, score in before["scores"].items() if score != after["scores"][name]}
     assert changed == {"kl_nats", "rate_bits_per_dimension"}
     with pytest.raises(JobError, match=r"--metrics: must be one of .*'fid'.* got 'fied'; did you mean 'fid'"):
         printed("evaluate", vae_run.root, "--metrics", "fied")
+
+
+def test_evaluate_verb_against_other_images_leaves_the_scores_of_the_run(vae_run: RunDirectory) -> None:
+    """They stood in for the run's own, and comparisons with other runs took them for those."""
+    printed("evaluate", vae_run.root)
+    before = vae_run.scores.read_text()
+    output = printed("evaluate", vae_run.root, "--metrics", "swd", "--samples", 20)
+    assert "scores-held_out-20.json" in output
+    assert vae_run.scores.read_text() == before
+    record = json.loads((vae_run.final / "scores-held_out-20.json").read_text())
+    assert record["scores"].keys() == {"reconstruction_swd", "sample_swd"}

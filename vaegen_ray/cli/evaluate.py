@@ -36,8 +36,11 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the work, on Ray where several.")] = 1,
     device: Device = None,
 ) -> None:
-    """Compare a trained model with real images, and write the scores into the run's final/scores.json."""
-    from vaegen_ray.evaluation.finished_run import Request
+    """Compare a trained model with real images, and write the scores into the run's final/scores.json.
+
+    With other images than its training's, into a file beside it.
+    """
+    from vaegen_ray.evaluation.finished_run import Request, scores_file
 
     if against not in ("held_out", "train"):
         raise JobError(f"--against: must be held_out or train, got {against!r}")
@@ -61,7 +64,7 @@ def evaluate(
         )
     if "traversals" in request.groups:
         console.print(f"traversals: {directory.samples / 'final-traversals.png'}", soft_wrap=True)
-    console.print(f"scores: {directory.scores}", soft_wrap=True)
+    console.print(f"scores: {scores_file(directory, job, request)}", soft_wrap=True)
 
 
 def _groups(metrics: str) -> tuple[str, ...]:

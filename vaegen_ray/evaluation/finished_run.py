@@ -18,6 +18,7 @@ from vaegen_ray.evaluation.pictures import image_grid, save_picture, traversal_g
 from vaegen_ray.evaluation.scores import GROUPS, Compared, save_scores
 from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.evaluation.trained_model import load_trained_model
+from vaegen_ray.storage import Location
 
 SEPARATE = ("memorisation", "traversals")
 """Not measured while training."""
@@ -47,7 +48,8 @@ def evaluate_run(
     generator, job = load_trained_model(run, device)
     dataset, cache = open_dataset(job.data, job.model), NodeCache.of(job.data)
     wanted = request.samples or job.evaluation.images
-    real = dataset.decoded(request.split, cache, wanted)
+    known = job.data.max_images if request.split == "train" else None
+    real = dataset.decoded(request.split, cache, min(wanted, known or wanted))
     scores: dict[str, float] = {}
     if set(request.groups) - set(SEPARATE):
         scores = evaluate(
@@ -66,7 +68,9 @@ def evaluate_run(
     share = Share(len(real), rank, num_ranks, gather, total)
     if "memorisation" in request.groups:
         held_out = dataset.decoded("held_out", cache, job.evaluation.images)
-        found = memorisation(generator, dataset.decoded("train", cache), held_out, job, share, device)
+        found = memorisation(
+            generator, dataset.decoded("train", cache, job.data.max_images), held_out, job, share, device
+        )
         scores["memorised_fraction"] = found.memorised_fraction
         if rank == 0:
             grid = image_grid(found.pairs_BCHW, columns=len(found.pairs_BCHW) // 2)
@@ -79,13 +83,25 @@ def evaluate_run(
     num_real = min(wanted, len(real))
     compared = Compared(request.split, num_real, request.samples or num_real)
     if rank == 0:
-        _save(scores, job, compared, run)
+        _save(scores, job, request, compared, run)
     return job, scores, compared
 
 
-def _save(scores: dict[str, float], job: TrainJob, compared: Compared, run: RunDirectory) -> None:
-    """The nearest-training-image check names its own set."""
+def scores_file(run: RunDirectory, job: TrainJob, request: Request) -> Location:
+    """The run's own scores where images are compared that its training compares, else a file of their own.
+
+    In the run's they would stand in for those that comparisons and reports hold against other runs'.
+    """
+    if request.split == "held_out" and request.samples in (None, job.evaluation.images):
+        return run.scores
+    return run.final / f"scores-{request.split}-{request.samples or job.evaluation.images}.json"
+
+
+def _save(scores: dict[str, float], job: TrainJob, request: Request, compared: Compared, run: RunDirectory) -> None:
+    """The nearest-training-image check names its own set, whatever is asked for."""
     memory = {name: value for name, value in scores.items() if name == "memorised_fraction"}
-    save_scores({name: value for name, value in scores.items() if name not in memory}, job, compared, run)
+    others = {name: value for name, value in scores.items() if name not in memory}
+    if others:
+        save_scores(others, job, compared, run, file=scores_file(run, job, request))
     if memory:
         save_scores(memory, job, replace(compared, split="held_out"), run)

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
 from vaegen_ray.evaluation.features import RESIZES
+from vaegen_ray.storage import Location
 
 UNITS = {
     "reconstruction_psnr": ("dB", "higher"),
@@ -88,12 +90,16 @@ def save_scores(
     run: RunDirectory,
     *,
     position: int | None = None,
+    file: Location | None = None,
 ) -> None:
     """Write ``scores`` to ``run.scores``, each with the set, the number of images, the feature network and the resize.
 
+    Or to ``file``, where they were measured on something else than the run's own.
+
     Scores of an earlier evaluation that are not among them stay, with what they were measured on.
     """
-    before = read_record(run) if run.scores.exists() else {}
+    file = file or run.scores
+    before = _read(file, run) if file.exists() else {}
     record = {
         "scores": {**before.get("scores", {}), **scores},
         "measured_on": {
@@ -103,22 +109,26 @@ def save_scores(
         "position": position if position is not None else before.get("position", job.training.final_position),
         "seed": job.seed,
     }
-    run.scores.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def read_record(run: RunDirectory) -> dict[str, Any]:
     """What :func:`save_scores` wrote; CheckpointError where it is missing or damaged."""
     if not run.scores.exists():
         raise CheckpointError(f"{run.root}: must be a finished run, has no final/scores.json; finish or evaluate it")
+    return _read(run.scores, run)
+
+
+def read_other_records(run: RunDirectory) -> list[dict[str, Any]]:
+    """What `vaegen evaluate` wrote of other images than the run's own."""
+    return [_read(run.final / name, run) for name in run.final.names() if fnmatch(name, "scores-*.json")]
+
+
+def _read(file: Location, run: RunDirectory) -> dict[str, Any]:
     try:
-        record = json.loads(run.scores.read_text())
+        record = json.loads(file.read_text())
         scores = {str(name): float(value) for name, value in record["scores"].items()}
         return {**record, "scores": scores}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = f"remove it; `vaegen evaluate {run.root}` writes it again"
-        raise CheckpointError(f"{run.scores}: must be JSON with scores, is damaged ({error!r}); {remedy}") from error
-
-
-def load_scores(run: RunDirectory) -> dict[str, float]:
-    """The final scores of ``run``; CheckpointError where they are missing or damaged."""
-    return dict(read_record(run)["scores"])
+        raise CheckpointError(f"{file}: must be JSON with scores, is damaged ({error!r}); {remedy}") from error

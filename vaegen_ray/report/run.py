@@ -12,7 +12,7 @@ from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.errors import VaegenError
-from vaegen_ray.evaluation.scores import UNITS, read_record
+from vaegen_ray.evaluation.scores import UNITS, read_other_records, read_record
 from vaegen_ray.report.blocks import Block, facts, note, picture_uri, pictures, slider, source, table
 from vaegen_ray.report.curves import loss_charts, score_charts, throughput_charts
 from vaegen_ray.tracking.json_lines import Line, read_metrics
@@ -33,7 +33,7 @@ def run_page(run: RunDirectory) -> dict[str, Any]:
     position = int(lines[-1]["position"]) if lines else 0
     state = "complete" if record else "unfinished"
     blocks = [
-        *_scores(record),
+        *_scores([record, *read_other_records(run)] if record else []),
         *_pictures(run),
         *score_charts(job, lines),
         *loss_charts(job, lines),
@@ -85,13 +85,14 @@ def incidents(run: RunDirectory, job: TrainJob) -> Block:
     return note("Incidents", sentences or ["None: no restart, no warning, no damaged image."])
 
 
-def _scores(record: dict[str, Any]) -> list[Block]:
-    if not record:
+def _scores(records: list[dict[str, Any]]) -> list[Block]:
+    if not records:
         return []
     rows = []
-    for name, value in record["scores"].items():
-        unit, better = UNITS.get(name, ("", ""))
-        rows.append((name, float(f"{value:.5g}"), unit, better, record.get("measured_on", {}).get(name, "")))
+    for record in records:
+        for name, value in record["scores"].items():
+            unit, better = UNITS.get(name, ("", ""))
+            rows.append((name, float(f"{value:.5g}"), unit, better, record.get("measured_on", {}).get(name, "")))
     return [table("Final scores", ("score", "value", "unit", "better", "measured on"), rows, filters=False)]
 
 
