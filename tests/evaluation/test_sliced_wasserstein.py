@@ -86,3 +86,18 @@ def test_patches_do_not_depend_on_who_cuts_them() -> None:
     positions, indices = PatchPositions(3, 6), torch.arange(6)
     parts = [positions.cut(level[part], indices[part]) for part in (slice(0, 2), slice(2, 6))]
     assert torch.equal(torch.cat(parts), positions.cut(level, indices))
+
+
+@pytest.mark.parametrize("size", [17, 20, 34, 68, 100, 136, 200, 250])
+def test_pyramid_of_a_size_that_halves_to_an_odd_number_adds_up_to_the_image(size: int) -> None:
+    images = torch.rand(1, 1, size, size, generator=torch.Generator().manual_seed(size))
+    levels = laplacian_pyramid(images)
+    rebuilt = levels[-1]
+    for level in reversed(levels[:-1]):
+        side = level.shape[-1]
+        assert rebuilt.shape[-1] == -(-side // 2)
+        doubled = functional.interpolate(rebuilt, scale_factor=2, mode="bilinear")[..., :side, :side]
+        rebuilt = level + doubled
+    assert rebuilt.shape == images.shape
+    assert 8 <= levels[-1].shape[-1] <= 16
+    assert (rebuilt - images).abs().mean() < 0.1

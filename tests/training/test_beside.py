@@ -1,5 +1,6 @@
 """Evaluation beside training, with a second process of the machine in the place of Ray's evaluator."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -7,15 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults.proxy import FaultyProxy
 from tests.training.jobs import run_job
+from vaegen_ray import store_failures
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.beside import STATE, measure_published, next_to_measure
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.run import run_training
+from vaegen_ray.training.state import TrainState
 
 
 def job_beside(dataset: Path, storage: Path) -> TrainJob:
@@ -112,3 +117,53 @@ def test_lost_evaluator_leaves_evaluations_to_the_run(
     evaluated = [line["position"] for line in read_metrics(run) if "sample_swd" in line]
     assert evaluated == [0, 160, 240, 320, 400]
     assert any("is not evaluated, the evaluator was lost" in message for message in caplog.messages)
+
+
+def test_evaluator_that_falls_silent_leaves_evaluations_to_the_run(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose node is gone, and with it whoever would write that it is."""
+    monkeypatch.setattr("vaegen_ray.training.beside.SILENCE_S", 2.0)
+    job = job_beside(dataset, tmp_path)
+    run = RunDirectory.of(job)
+    (run.evaluations / STATE).write_text("open 1700000000.0")
+    train(job, beside=True)
+    evaluated = [line["position"] for line in read_metrics(run) if "sample_swd" in line]
+    assert evaluated == [0, 160, 240, 320, 400]
+    assert any("is not evaluated, the evaluator was lost" in message for message in caplog.messages)
+
+
+def test_evaluator_is_heard_while_it_measures(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaegen_ray.training.beside.BEAT_S", 0.05)
+    job, over = job_beside(dataset, tmp_path), threading.Event()
+    state = RunDirectory.of(job).evaluations / STATE
+    evaluator = threading.Thread(target=measure, args=(job, over))
+    evaluator.start()
+    heard = set()
+    deadline = time.monotonic() + 60
+    while len(heard) < 3 and time.monotonic() < deadline:
+        heard |= {state.read_text()} if state.exists() else set()
+        time.sleep(0.02)
+    over.set()
+    evaluator.join(30)
+    assert len(heard) >= 3
+    assert all(text.startswith("open ") for text in heard)
+
+
+def test_store_that_is_away_for_the_evaluator_is_no_failure_of_the_job(
+    dataset: Path, s3_bucket: str, s3_proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_failures, "PATIENCE_S", 0.1)
+    job = job_beside(dataset, tmp_path).model_copy(update={"storage": f"{s3_bucket}/runs"})
+    run, over = RunDirectory.of(job), threading.Event()
+    generator = TrainState(job, torch.device("cpu")).ema.generator
+    save_trained_model(generator, job, run.evaluation(80), 80)
+    s3_proxy.schedule(r"GET .*generator\.safetensors", ["internal_error"] * 8)
+    evaluator = threading.Thread(target=measure, args=(job, over))
+    evaluator.start()
+    deadline = time.monotonic() + 120
+    while next_to_measure(run) is not None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    over.set()
+    evaluator.join(60)
+    assert "sample_swd" in json.loads((run.evaluation(80) / "result.json").read_text())["scores"]

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from tests.training.jobs import run_job
+from tests.training.jobs import job_with, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.evaluation.trained_model import load_generator
+from vaegen_ray.evaluation.trained_model import load_generator, save_trained_model
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.loop import Ending
+from vaegen_ray.training.recorder import Recorder
 from vaegen_ray.training.run import RunResult, finished_result, run_training
+from vaegen_ray.training.state import TrainState
 
 
 def job_with_best(dataset: Path, storage: Path, best: dict[str, Any]) -> TrainJob:
@@ -59,3 +62,23 @@ def test_run_that_gets_no_better_ends_early_and_is_complete(dataset: Path, tmp_p
     assert finished.position == result.position
     kept = json.loads((RunDirectory.of(job).best / "scores.json").read_text())
     assert kept["position"] == result.position - 2 * 80
+
+
+def test_best_model_is_kept_although_a_kill_came_before_it_was_copied(tmp_path: Path) -> None:
+    """Its scores stood in the metrics already, and counted in again they were no better than themselves."""
+    best = {"metric": "sample_swd", "goal": "minimize"}
+    job = job_with({"kind": "vae"}, storage=str(tmp_path), evaluation={"every_images": 16, "best": best})
+    directory = RunDirectory.of(job)
+    state = TrainState(job, torch.device("cpu"))
+    save_trained_model(state.ema.generator, job, directory.evaluation(16), 16)
+    (directory.evaluation(16) / "result.json").write_text(json.dumps({"scores": {"sample_swd": 0.0}}))
+    directory.metrics.write_text(json.dumps({"position": 16, "sample_swd": 0.0}) + "\n")
+    (directory.evaluations / "state").write_text("open")
+    with local_session() as session:
+        session.evaluates_beside = True
+        recorder = Recorder(job, session, directory, None, np.zeros((16, 16, 16, 1), np.uint8), None)
+        recorder.begin(24)
+        state.position = 24
+        recorder.evaluate(state)
+    assert json.loads((directory.best / "model.json").read_text())["position"] == 16
+    assert json.loads((directory.best / "scores.json").read_text())["position"] == 16

@@ -157,3 +157,14 @@ def test_driver_that_had_lost_the_run_deletes_nothing_of_its_successor(run: RunD
     save_checkpoint(state_at(16), run, keep=1, fence=1)
     assert run.checkpoint_positions() == [8, 16, 24]
     assert restored(run).position == 24
+
+
+def test_unfinished_checkpoints_take_no_place_of_those_that_are_kept(run: RunDirectory) -> None:
+    state = TrainState(job_with(OBJECTIVES["vae"]), CPU)
+    for position in (8, 16):
+        state.position = position
+        save_checkpoint(state, run, keep=2)
+    (run.checkpoint(24) / "networks.safetensors").write_bytes(b"cut off")
+    state.position = 32
+    save_checkpoint(state, run, keep=2)
+    assert run.checkpoint_positions() == [16, 32]

@@ -127,6 +127,24 @@ def test_run_that_was_stopped_ends_with_the_bits_of_one_that_was_not(dataset: Pa
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_run_in_windows_that_was_killed_in_its_last_evaluation_is_finished(dataset: Path, tmp_path: Path) -> None:
+    """The statistics of its latents read all images, and no step had asked for their order."""
+    job = run_job(dataset, tmp_path, OBJECTIVE, model=MODEL, data={"shuffle_window_images": 40})
+    run_training(job, LocalSession(0, 1, CPU))
+    run = RunDirectory.of(job)
+    before = load_latent_statistics(run)
+    run.scores.remove()
+    assert run_training(job, LocalSession(0, 1, CPU)).position == 80
+    assert run.is_complete()
+    assert load_latent_statistics(run) == before
+
+
+def test_run_with_grids_of_one_image_comes_to_its_end(dataset: Path, tmp_path: Path) -> None:
+    job = run_job(dataset, tmp_path, OBJECTIVE, model=MODEL, evaluation={"grid_images": 1})
+    assert run_training(job, LocalSession(0, 1, CPU)).position == 80
+    assert RunDirectory.of(job).picture("traversals", 80).exists()
+
+
 def test_run_goes_on_when_the_model_that_it_began_with_is_gone(dataset: Path, tmp_path: Path) -> None:
     published(model_of(**MODEL), tmp_path / "published")
     job = run_job(dataset, tmp_path / "runs", OBJECTIVE, model={**MODEL, "start_from": str(tmp_path / "published")})

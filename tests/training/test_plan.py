@@ -57,3 +57,9 @@ def test_plan_of_a_frozen_encoder_has_no_gradients_and_moments_of_it() -> None:
     encoder_bytes = 4 * trained.parameters["encoder"]
     assert trained.checkpoint_bytes - frozen.checkpoint_bytes == 2 * encoder_bytes
     assert trained.state_bytes - frozen.state_bytes == 3 * encoder_bytes
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_plan_of_every_objective_counts_its_step(name: str) -> None:
+    costs = plan(job_with(OBJECTIVES[name]))
+    assert costs.step_flops_per_image > 2 * costs.forward_flops_per_image > 0

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from tests.models.lpips_weights import save_random_lpips
 from tests.training.jobs import KL_AUTOENCODER, OBJECTIVES, images_of, job_with, take_steps
-from vaegen_ray.errors import TrainingError
+from vaegen_ray.errors import StorageError, TrainingError
 from vaegen_ray.training.collectives import StopVote, from_rank_0, gather_rows, mean_over_ranks
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
@@ -92,6 +92,20 @@ def votes(session: LocalSession) -> list[bool]:
     return answers
 
 
+def refused(session: LocalSession) -> str:
+    """What rank 0 alone meets must not leave the others waiting."""
+
+    def act() -> None:
+        assert session.rank == 0
+        raise StorageError("the store is away")
+
+    try:
+        from_rank_0(act)
+    except StorageError as error:
+        return str(error)
+    return "nothing was raised"
+
+
 def work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
@@ -104,7 +118,8 @@ def work(rank: int, port: int, folder: str) -> None:
         "votes": votes(session),
         "mean": mean_over_ranks(torch.tensor([float(rank), 1.0])).tolist(),
         "rows": gather_rows(torch.full((rank + 1, 2), rank)).tolist(),
-        "from 0": from_rank_0({"rank": rank}),
+        "from 0": from_rank_0(lambda: {"rank": rank}),
+        "refused": refused(session),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
@@ -188,3 +203,4 @@ def test_collectives_give_all_ranks_the_same(two_ranks: list[dict[str, Any]]) ->
         assert results["mean"] == [0.5, 1.0]
         assert results["rows"] == [[0, 0], [1, 1], [1, 1]]
         assert results["from 0"] == {"rank": 0}
+        assert results["refused"] == "the store is away"

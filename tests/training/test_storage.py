@@ -9,7 +9,7 @@ from tests.training.jobs import OBJECTIVES, run_job
 from tests.training.test_resume import _StopsAt
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError, StorageError
-from vaegen_ray.evaluation.scores import load_scores
+from vaegen_ray.evaluation.scores import read_record
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import Ending
@@ -33,7 +33,7 @@ def test_run_on_s3_stops_resumes_and_is_readable_from_there_alone(
 
     run = RunDirectory.of(job)
     assert run.load_job() == job
-    assert load_scores(run) == expected.scores
+    assert read_record(run)["scores"] == expected.scores
     assert read_metrics(run)[-1]["position"] == 80
     weights = (run.final / "generator.safetensors").read_bytes()
     assert weights == (RunDirectory.of(here).final / "generator.safetensors").read_bytes()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.models.test_kl_autoencoder import model_of, published
-from tests.training.jobs import KL_AUTOENCODER, NETWORK, run_job
+from tests.training.jobs import KL_AUTOENCODER, NETWORK, job_with, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
@@ -15,7 +15,7 @@ from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.incidents import CollapsedError, read_incidents
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.run import RunResult, run_training
-from vaegen_ray.training.watchdog import Watchdog, incidents_in
+from vaegen_ray.training.watchdog import Watchdog, incidents_in, watchdog_after
 
 GAN: dict[str, Any] = {
     "kind": "gan",
@@ -104,7 +104,7 @@ def test_watchdog_rolls_back_with_a_changed_setting_until_the_run_is_well(datase
     assert (marked["position"], marked["rolled_back_from_images"]) == (entry["to"], entry["position"])
     assert [line["position"] for line in lines] == sorted({line["position"] for line in lines})
     assert lines[-1]["beta"] == pytest.approx(0.01)
-    assert lines[-1]["kl_nats"] > 0.1
+    assert lines[-1]["train_kl_nats"] > 0.1
     # The changed setting outlives the process.
     (directory.final / "scores.json").remove()
     longer = job.model_copy(update={"training": job.training.model_copy(update={"keep_checkpoints": 8})})
@@ -140,8 +140,8 @@ def test_rollback_to_the_beginning_begins_with_the_published_model_again(dataset
     assert (entry["action"], entry["to"]) == ("roll_back", 0)
     one, other = (read_metrics(RunDirectory.of(job)) for job in (alone, rolled_back))
     assert any("rolled_back_from_images" in line for line in other)
-    kl_nats = {line["position"]: line["kl_nats"] for line in one if "kl_nats" in line}
-    again = {line["position"]: line["kl_nats"] for line in other if "kl_nats" in line}
+    kl_nats = {line["position"]: line["train_kl_nats"] for line in one if "train_kl_nats" in line}
+    again = {line["position"]: line["train_kl_nats"] for line in other if "train_kl_nats" in line}
     assert again
     assert again == {position: kl_nats[position] for position in again}
 
@@ -183,9 +183,9 @@ def test_watchdog_forgets_a_rule_that_was_kept_again() -> None:
     job = run_job(Path("unused"), "unused", {"kind": "vae"}, watchdog={"posterior_collapse": {"patience_images": 20}})
     dog = Watchdog(job)
     kl = {10: 5.0, 20: 0.0, 30: 0.0, 40: 0.0, 50: 5.0, 60: 0.0, 70: 0.0}
-    told = [at for at, value in kl.items() if dog.look(at, {"kl_nats": value})]
+    told = [at for at, value in kl.items() if dog.look(at, {"train_kl_nats": value})]
     assert told == [30, 70]
-    lines = [{"position": at, "kl_nats": value} for at, value in kl.items()]
+    lines = [{"position": at, "train_kl_nats": value} for at, value in kl.items()]
     assert [(incident.position, incident.good_position) for incident in incidents_in(job, lines)] == [
         (30, 10),
         (70, 50),
@@ -212,3 +212,41 @@ def test_watchdog_that_cannot_work_is_refused(rule: dict[str, Any], sentence: st
     with pytest.raises(JobError) as refused:
         job_of({**tree, "watchdog": {"posterior_collapse": rule}}, "job")
     assert sentence in str(refused.value)
+
+
+def test_patience_goes_on_where_a_run_that_was_interrupted_goes_on(dataset: Path, tmp_path: Path) -> None:
+    """It had been forgotten: the first broken look after a restart counted as one since the beginning of the run."""
+    job = failing_job("posterior_collapse", dataset, tmp_path / "whole", {"action": "stop"})
+    with pytest.raises(CollapsedError):
+        run(job)
+    (whole,) = read_incidents(RunDirectory.of(job))
+    assert whole["position"] - whole["good_position"] >= 240
+    interrupted = job.model_copy(update={"storage": str(tmp_path / "interrupted")})
+    with local_session() as session:
+        assert run_training(interrupted, session, until=whole["position"] - 80).position == whole["position"] - 80
+    with pytest.raises(CollapsedError):
+        run(interrupted)
+    (entry,) = read_incidents(RunDirectory.of(interrupted))
+    assert entry | {"time": whole["time"]} == whole
+
+
+def test_patience_begins_where_a_run_without_lines_of_its_beginning_goes_on() -> None:
+    job = job_with({"kind": "vae"}, watchdog={"posterior_collapse": {"patience_images": 80}})
+    dog = watchdog_after(job, [], 400)
+    assert [bool(dog.look(at, {"train_kl_nats": 0.0})) for at in (440, 480, 520)] == [False, True, False]
+
+
+def test_rollback_multiplies_what_is_in_force_where_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
+    """The base's number had been multiplied, and then stood against the changes that came later."""
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
+    weights = {8: 4e6, 720: 2e6}
+    changes = [{"at_images": at, "set": {"objective.kl.weight": weight}} for at, weight in weights.items()]
+    job = failing_job("posterior_collapse", dataset, tmp_path, action, changes=changes)
+    assert run(job).position == 800
+    directory = RunDirectory.of(job)
+    (entry,) = read_incidents(directory)
+    assert 8 <= entry["to"] < 720
+    assert entry["set"] == {"objective.kl.weight": pytest.approx(0.04)}
+    beta = {line["position"]: line["beta"] for line in read_metrics(directory) if "beta" in line}
+    assert beta[720] == pytest.approx(0.04)
+    assert beta[760] == pytest.approx(0.02)

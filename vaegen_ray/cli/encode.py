@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vaegen_ray.cli.evaluate import Device, Run, device_named
+from vaegen_ray.cli.evaluate import Run, device_named
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.storage import Location
 
@@ -20,7 +20,7 @@ def encode(
     dataset: Annotated[str, typer.Argument(help="Prepared dataset, local, s3:// or shipped:NAME.")],
     destination: Annotated[str, typer.Argument(help="Folder of the latents, local or s3://.")],
     local: Annotated[bool, typer.Option("--local", help="Without Ray: in this process.")] = False,  # noqa: FBT002
-    device: Device = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, for this process: as --local.")] = None,
 ) -> None:
     """Write the latent codes of a dataset by a trained KL autoencoder, for latent diffusion.
 

@@ -30,7 +30,7 @@ def plan(job_file: JobFile, overrides: Overrides = None) -> None:
 
 
 def _plan_search(job: SearchJob, console: Console) -> None:
-    from vaegen_ray.data.dataset import Dataset
+    from vaegen_ray.data.plain_parquet import open_dataset
     from vaegen_ray.training.plan import plan as plan_of
 
     console.print(dump_job(job), end="")
@@ -49,7 +49,7 @@ def _plan_search(job: SearchJob, console: Console) -> None:
         saving = "none for sure: trials may differ from the first step, or the adversarial term acts from there"
     table.add_row("common phase", saving)
     console.print(table)
-    eigenvalue = Dataset.open(job.base.data.source).metadata.largest_eigenvalue
+    eigenvalue = open_dataset(job.base.data, job.base.model).metadata.largest_eigenvalue
     bound = largest_useful_kl_weight(job, eigenvalue) if eigenvalue is not None else None
     axis = job.space.get(KL_WEIGHT)
     if bound is not None and axis is not None and not isinstance(axis, Choice):

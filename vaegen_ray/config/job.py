@@ -1,6 +1,7 @@
 """The jobs: a train job and its sections, and the rules between sections."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
@@ -315,14 +316,24 @@ class TrainJob(Section):
             networks.append(objective.discriminator)
         return [network for network in networks if network is not None]
 
-    def leg(self, position: int) -> tuple["TrainJob", int]:
-        """The job with the changes that hold at ``position``, and where the next change or the end is."""
+    def leg(self, position: int, factors: Mapping[str, float] | None = None) -> tuple["TrainJob", int]:
+        """The job with the changes that hold at ``position``, and where the next change or the end is.
+
+        ``factors`` are what the watchdog multiplies: dotted path of a number to its factor.
+        """
         settings: dict[str, float] = {}
+        end = self.training.total_images
         for change in self.changes:
             if change.at_images > position:
-                return self._with(settings), change.at_images
+                end = change.at_images
+                break
             settings |= change.set
-        return self._with(settings), self.training.total_images
+        if not settings and not factors:
+            return self.model_copy(update={"changes": ()}), end
+        tree = with_settings({**self.model_dump(), "changes": ()}, settings)
+        numbers = flat(tree)
+        tree = with_settings(tree, {path: numbers[path] * factor for path, factor in (factors or {}).items()})
+        return TrainJob.model_validate(tree), end
 
     @property
     def worker_counts(self) -> list[int]:
@@ -343,15 +354,6 @@ class TrainJob(Section):
         if num_ranks >= self.resources.most_workers or largest == 0:
             return training.accumulation_steps
         return next(count for count in range(-(-share // largest), share + 1) if share % count == 0)
-
-    def after_rollbacks(self, settings: dict[str, float]) -> "TrainJob":
-        """The job with what the watchdog has changed."""
-        return self._with(settings)
-
-    def _with(self, settings: dict[str, float]) -> "TrainJob":
-        if not settings:
-            return self
-        return TrainJob.model_validate({**with_settings(self.model_dump(), settings), "changes": ()})
 
     def _check_changes(self) -> None:
         before = 0

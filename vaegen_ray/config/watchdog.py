@@ -36,6 +36,8 @@ class Rule(Section):
             )
         if self.action != "roll_back" and self.multiply:
             raise ValueError(f"multiply: has no effect with the action '{self.action}'; remove it, or use 'roll_back'")
+        if self.action != "roll_back" and self.at_most != type(self).model_fields["at_most"].default:
+            raise ValueError(f"at_most: has no effect with the action '{self.action}'; remove it, or use 'roll_back'")
         for path in self.multiply:
             if not path.startswith(CHANGEABLE):
                 raise ValueError(f"multiply: must name keys under {', '.join(CHANGEABLE)}, got '{path}'")

@@ -12,7 +12,7 @@ from torch import Tensor
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.errors import DataError, TrainingError
 from vaegen_ray.evaluation.descriptions import Describer
-from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH, evaluation_mode, images_of_bytes, prior_latents
+from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
 from vaegen_ray.evaluation.real_statistics import RealStatistics
 from vaegen_ray.evaluation.reconstruction import (
     mean_squared_errors,
@@ -20,7 +20,7 @@ from vaegen_ray.evaluation.reconstruction import (
     peak_signal_to_noise_ratios,
     structural_similarities,
 )
-from vaegen_ray.evaluation.shares import Share
+from vaegen_ray.evaluation.shares import Share, images_per_batch
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.models.lpips import Lpips
 from vaegen_ray.objectives.kl import kl_to_standard_normal
@@ -107,9 +107,8 @@ class Reconstructions:
         self._values["kl"].append(kl_to_standard_normal(mean.double(), log_variance.double()).flatten(1).sum(dim=1))
         self._values["mean"].append(mean.flatten(1))
         if self._lpips is not None:
-            parts = zip(
-                images.split(IMAGES_PER_BATCH), reconstructions.clamp(-1, 1).split(IMAGES_PER_BATCH), strict=True
-            )
+            count = images_per_batch(self._generator.image_size)
+            parts = zip(images.split(count), reconstructions.clamp(-1, 1).split(count), strict=True)
             self._values["lpips"].append(torch.cat([self._lpips(*part).double() for part in parts]))
         return reconstructions
 

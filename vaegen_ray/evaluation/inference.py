@@ -10,9 +10,8 @@ from torch import Tensor
 
 from vaegen_ray.data.batches import to_float
 from vaegen_ray.errors import JobError
+from vaegen_ray.evaluation.shares import images_per_batch
 from vaegen_ray.models.generator import Generator
-
-IMAGES_PER_BATCH = 64
 
 
 @contextmanager
@@ -46,8 +45,8 @@ def device_of(generator: Generator) -> torch.device:
 def decoded(generator: Generator, latents_BZ: Tensor) -> Tensor:
     """The images of latents on the generator's device, clamped to [-1, 1], on the CPU."""
     with evaluation_mode(generator):
-        batches = [generator.decoder(part) for part in torch.split(latents_BZ, IMAGES_PER_BATCH)]
-    return torch.cat(batches).float().clamp(-1, 1).cpu()
+        parts = torch.split(latents_BZ, images_per_batch(generator.image_size))
+        return torch.cat([generator.decoder(part).float().clamp(-1, 1).cpu() for part in parts])
 
 
 def posterior_means(generator: Generator, images_BCHW: Tensor) -> Tensor:
@@ -62,5 +61,5 @@ def posterior_means(generator: Generator, images_BCHW: Tensor) -> Tensor:
         )
     images_BCHW = images_BCHW.to(device_of(generator))
     with evaluation_mode(generator):
-        means = [generator.encoder(part)[0] for part in torch.split(images_BCHW, IMAGES_PER_BATCH)]
-    return torch.cat(means).float()
+        parts = torch.split(images_BCHW, images_per_batch(generator.image_size))
+        return torch.cat([generator.encoder(part)[0].float() for part in parts])

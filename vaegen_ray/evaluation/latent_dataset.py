@@ -26,7 +26,8 @@ from vaegen_ray.data.fetching import fetch_shard
 from vaegen_ray.data.format import Metadata, Shard
 from vaegen_ray.data.node_files import Decoder
 from vaegen_ray.errors import DataError, JobError
-from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH, device_of, evaluation_mode, images_of_bytes
+from vaegen_ray.evaluation.inference import device_of, evaluation_mode, images_of_bytes
+from vaegen_ray.evaluation.shares import images_per_batch
 from vaegen_ray.evaluation.tiles import posterior_in_tiles
 from vaegen_ray.evaluation.trained_model import fingerprint_of, load_latent_statistics, load_trained_model
 from vaegen_ray.models.generator import Generator
@@ -74,12 +75,8 @@ class EncodeTask:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 parquet = pq.ParquetFile(fetch_shard(self.source, self.shard, Path(folder)))
-                table = pa.Table.from_batches(
-                    [
-                        self._encoded(batch, generator, decoder)
-                        for batch in parquet.iter_batches(IMAGES_PER_BATCH, columns=self._columns())
-                    ]
-                )
+                batches = parquet.iter_batches(images_per_batch(generator.image_size), columns=self._columns())
+                table = pa.Table.from_batches([self._encoded(batch, generator, decoder) for batch in batches])
         finally:
             decoder.close()
         sink = io.BytesIO()

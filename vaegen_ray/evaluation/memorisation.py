@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.evaluation.features import load_feature_network
-from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
+from vaegen_ray.evaluation.inference import decoded, evaluation_mode, images_of_bytes, prior_latents
 from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.randomness import derived_seed
@@ -23,7 +23,7 @@ MOST_SAMPLES = 1000
 QUANTILE = 0.01
 COARSE_PIXELS = 16
 SHOWN = 16
-"""Samples in the picture: those nearest to a training image, in units of the held-out images' distances."""
+"""Samples in the picture: those nearest to a training image."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def memorisation(
     count = min(MOST_SAMPLES, len(held_out))
     with evaluation_mode(generator):
         latents = prior_latents(count, generator.latent_shape, derived_seed(job.seed, "memorisation")).to(device)
-        samples = torch.cat([generator.decoder(part).float().clamp(-1, 1) for part in latents.split(64)])
+        samples = decoded(generator, latents).to(device)
         known = torch.cat([_features(network, samples), _features(network, _images(held_out[:count], device))])
         nearest = torch.full((2 * count,), torch.inf, dtype=torch.float64, device=device)
         places = torch.zeros(2 * count, dtype=torch.long, device=device)

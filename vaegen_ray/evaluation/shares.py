@@ -6,8 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MOST_IMAGES_PER_BATCH = 256
 MOST_PIXELS_PER_BATCH = 2**22
+
+
+def images_per_batch(image_size: int, most: int = 64) -> int:
+    """How many images of so many pixels a network is given at once, so that activations of the largest models fit.
+
+    64 images of 256 pixels, fewer of larger ones, at most ``most`` of smaller ones.
+    """
+    return min(most, max(MOST_PIXELS_PER_BATCH // image_size**2, 1))
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,7 @@ class Share:
     def batches(self, image_size: int) -> Sequence[Tensor]:
         """Indices of this rank's images, in portions that fit the memory; from ``num_images`` on they wrap around."""
         indices = torch.arange(self.rows_of(self.num_images)) * self.num_ranks + self.rank
-        images_per_batch = min(MOST_IMAGES_PER_BATCH, max(MOST_PIXELS_PER_BATCH // image_size**2, 1))
-        return torch.split(indices, images_per_batch)
+        return torch.split(indices, images_per_batch(image_size, most=256))
 
     def rows_of(self, num_images: int) -> int:
         """How many rows of each rank hold the first ``num_images`` images."""

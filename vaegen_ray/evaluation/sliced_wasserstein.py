@@ -31,7 +31,8 @@ def laplacian_pyramid(images_BCHW: Tensor) -> list[Tensor]:
     levels = []
     while images_BCHW.shape[-1] > COARSEST_PIXELS:
         halved = _blurred(images_BCHW)[:, :, ::2, ::2]
-        levels.append(images_BCHW - _doubled(halved))
+        size = images_BCHW.shape[-1]
+        levels.append(images_BCHW - _doubled(halved)[:, :, :size, :size])  # An odd size loses half a pixel, rounded up.
         images_BCHW = halved
     return [*levels, images_BCHW]
 

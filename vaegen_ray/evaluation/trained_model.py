@@ -51,6 +51,8 @@ def save_trained_model(
         "latents": statistics.to_json() if statistics is not None else None,
         "weights": {"file": WEIGHTS, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()},
     }
+    # A description of an earlier model must not vouch for weights that are being replaced.
+    (destination / DESCRIPTION).remove()
     (destination / WEIGHTS).write_bytes(weights)
     (destination / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 

@@ -20,7 +20,7 @@ class Generator(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.latent_shape = model.latent_shape
+        self.image_size, self.latent_shape = model.image_size, model.latent_shape
         self.down_factor = model.image_size // model.latent_shape[-1] if len(model.latent_shape) > 1 else 1
         if isinstance(model, KlAutoencoderModel):
             self.encoder, self.decoder = KlEncoder(model), KlDecoder(model)

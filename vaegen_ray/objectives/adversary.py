@@ -75,6 +75,8 @@ class Adversary(nn.Module):
         Before the generator feels its adversarial term there is no contest, and nobody waits.
         """
         if isinstance(self.settings.balance, EquilibriumBalance) and self.factor(batch.position) > 0:
+            if means["real_cost"].is_meta:
+                return  # `vaegen plan` counts what a step costs in which nobody waits.
             real_cost, fake_cost = torch.stack([means["real_cost"], means["fake_cost"]]).tolist()
             batch.held_back = held_back(self.settings.balance, real_cost, fake_cost)
             for part in ("decoder", "discriminator"):

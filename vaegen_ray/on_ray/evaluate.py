@@ -13,6 +13,7 @@ from vaegen_ray.errors import TrainingError, VaegenError
 from vaegen_ray.evaluation.finished_run import Request, evaluate_run
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.preflight import check_placement, check_storage_is_shared, worker_needs
+from vaegen_ray.on_ray.supervision import raised_by_workers
 from vaegen_ray.storage import Location
 from vaegen_ray.training.collectives import gather_rows, sum_over_ranks
 from vaegen_ray.training.local_session import PROCESS_GROUP_TIMEOUT
@@ -38,10 +39,15 @@ def evaluate_on_ray(run: RunDirectory, request: Request, workers: int) -> Any:
                 backend="nccl" if needs.gpus >= 1 else "gloo", timeout_s=int(PROCESS_GROUP_TIMEOUT.total_seconds())
             ),
         )
-        result: Any = trainer.fit()
+        try:
+            result: Any = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            # One worker alone may have met it; Ray Train has ended the others, which waited for it.
+            raised = [each for each in raised_by_workers(error) if isinstance(each, VaegenError)]
+            if not raised:
+                raise
+            raise raised[0] from error
     value = result.return_value
-    if isinstance(value, VaegenError):
-        raise value
     if value is None:
         raise TrainingError("Ray Train ended without a result of the evaluation")
     return value
@@ -51,15 +57,12 @@ def _evaluate_worker(config: dict[str, Any]) -> Any:
     if os.path.isdir(config["directory"]):
         os.chdir(config["directory"])
     context = ray.train.get_context()
-    try:
-        return evaluate_run(
-            RunDirectory(Location.of(config["run"])),
-            config["request"],
-            ray.train.torch.get_device(),
-            rank=context.get_world_rank(),
-            num_ranks=context.get_world_size(),
-            gather=gather_rows,
-            total=sum_over_ranks,
-        )
-    except VaegenError as error:
-        return error
+    return evaluate_run(
+        RunDirectory(Location.of(config["run"])),
+        config["request"],
+        ray.train.torch.get_device(),
+        rank=context.get_world_rank(),
+        num_ranks=context.get_world_size(),
+        gather=gather_rows,
+        total=sum_over_ranks,
+    )

@@ -18,7 +18,7 @@ from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.errors import StorageError
 from vaegen_ray.on_ray.preflight import WorkerNeeds, node_resources
 from vaegen_ray.on_ray.session import keep_to_share
-from vaegen_ray.training.beside import STATE, measure_published
+from vaegen_ray.training.beside import CLOSED, STATE, measure_published
 
 RESTARTS = 3
 
@@ -69,7 +69,7 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
         except Exception:  # noqa: BLE001 (of Ray or of the dataset: the run goes on without it)
             if not is_over.is_set():
                 try:
-                    (run.evaluations / STATE).write_text("closed")
+                    (run.evaluations / STATE).write_text(CLOSED)
                 except StorageError:
                     return  # The run meets the same store.
 

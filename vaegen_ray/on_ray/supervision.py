@@ -9,6 +9,7 @@ use, and waits for ever for what never comes.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import ray.train
@@ -90,8 +91,9 @@ class Supervisor:
         # workers that are just starting do not yet hold what they asked for.
         if more > self.workers and self._had_room and self._has_trained(run) and stop_signal(run) is None:
             logger.warning("there is room for %d workers instead of %d", more, self.workers)
-            run.stop_request.write_text(MOVE)
-            self._has_asked = True
+            with suppress(StorageError):  # Object stores recover; the next look asks again.
+                run.stop_request.write_text(MOVE)
+                self._has_asked = True
         self._had_room = more > self.workers
 
     def _has_trained(self, run: RunDirectory) -> bool:
@@ -189,15 +191,26 @@ def _cause(error: ray.train.TrainingFailedError) -> tuple[bool, BaseException | 
 
     Of several, one of our own first: it is what another attempt would meet again.
     """
-    failures = list(getattr(error, "worker_failures", {}).values())
-    causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
-    if any(isinstance(cause, RayActorError) and cause.preempted for cause in causes):
+    if any(isinstance(cause, RayActorError) and cause.preempted for cause in _failures(error)):
         return True, None
-    # Ray Train keeps what was raised, with the traceback, in an exception of its own.
-    raised = [getattr(cause, "_base_exc", cause) for cause in causes if not isinstance(cause, RayActorError)]
     # What one rank raised breaks the connections of the others; a store that is away is not the job's fault.
-    own = [cause for cause in raised if not isinstance(cause, StorageError) and "onnection" not in str(cause)]
+    own = [
+        cause
+        for cause in raised_by_workers(error)
+        if not isinstance(cause, StorageError) and (isinstance(cause, VaegenError) or "onnection" not in str(cause))
+    ]
     return False, min(own, key=lambda cause: not isinstance(cause, VaegenError), default=None)
+
+
+def raised_by_workers(error: ray.train.TrainingFailedError) -> list[BaseException]:
+    """What the code of the workers raised; nothing for those that just died."""
+    # Ray Train keeps it, with the traceback, in an exception of its own.
+    return [getattr(cause, "_base_exc", cause) for cause in _failures(error) if not isinstance(cause, RayActorError)]
+
+
+def _failures(error: ray.train.TrainingFailedError) -> list[BaseException]:
+    failures = getattr(error, "worker_failures", {}).values()
+    return [getattr(failure, "health_check_failure", failure) for failure in failures]
 
 
 def _in_words(error: BaseException) -> str:

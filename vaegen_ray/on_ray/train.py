@@ -17,7 +17,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job, job_of
 from vaegen_ray.config.places import relative_places
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import ClusterError, DataError, StorageError, TrainingError, VaegenError
+from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.evaluator import evaluator, evaluator_needs
 from vaegen_ray.on_ray.metrics import RayMetrics
@@ -109,9 +109,9 @@ def _trainer(
 
 
 def _train_worker(config: dict[str, Any]) -> Any:
-    """What each worker runs. A failure that another attempt would meet again is returned, not raised.
+    """What each worker runs. A failure that another attempt would meet again is returned by the only worker there is.
 
-    But what one of several workers may meet alone is raised: Ray Train ends the others, which would wait for it.
+    Of several it is raised: Ray Train then ends the others, which would wait for one that has met it alone.
     """
     job = job_of(json.loads(config["job"]), "job")
     assert isinstance(job, TrainJob)
@@ -130,7 +130,7 @@ def _train_worker(config: dict[str, Any]) -> Any:
     except StorageError:
         raise  # Object stores recover; the supervisor begins again.
     except VaegenError as error:
-        if session.num_ranks > 1 and isinstance(error, DataError):
+        if session.num_ranks > 1:
             raise
         return error
     except Exception as error:

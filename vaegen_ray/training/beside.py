@@ -7,8 +7,11 @@ that is decided by them is decided at the same image in every repetition.
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import TrainingError, VaegenError
+from vaegen_ray.errors import StorageError, StoreUnavailableError, TrainingError, VaegenError
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.trained_model import DESCRIPTION, load_generator, save_trained_model
 from vaegen_ray.models.generator import Generator
@@ -28,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
 STATE = "state"
-"""`open` while somebody measures, `closed` once nobody will; in line where it is not open."""
+"""`open` and the time, again and again, while somebody measures, `closed` once nobody will; in line where not open."""
+OPEN, CLOSED = "open", "closed"
+BEAT_S, SILENCE_S = 10.0, 120.0
+"""How often the time is written, and after how long without nobody measures any more."""
 POLL_S = {True: 0.2, False: 3.0}
 """Where the run's directory is local, and where it is in an object store, which counts requests."""
 
@@ -42,14 +48,15 @@ class Published:
     def __init__(self, job: TrainJob, run: RunDirectory, position: int) -> None:
         """Those up to ``position`` that an earlier start left; later ones belong to a future that was not taken."""
         self._job, self._run = job, run
-        pending: list[int] = []
-        if is_rank_0():
-            for at in positions(run):
-                if at <= position:
-                    pending.append(at)
-                else:
-                    run.evaluation(at).remove()
-        self.pending: list[int] = from_rank_0(pending)
+        self._heard, self._heard_s = "", time.monotonic()
+        self.pending: list[int] = from_rank_0(lambda: self._left_until(position))
+
+    def _left_until(self, position: int) -> list[int]:
+        left = positions(self._run)
+        for at in left:
+            if at > position:
+                self._run.evaluation(at).remove()
+        return [at for at in left if at <= position]
 
     def publish(self, generator: Generator, position: int) -> None:
         """Let the model at ``position`` be measured."""
@@ -65,10 +72,7 @@ class Published:
         """
         taken = []
         for position in self.pending:
-            result: Result | None = None
-            if is_rank_0():
-                result = self._wait(position)
-            result = from_rank_0(result)
+            result = from_rank_0(partial(self._wait, position))
             if isinstance(result, str):
                 raise TrainingError(result)
             if result is not None:
@@ -82,11 +86,16 @@ class Published:
 
     def is_open(self) -> bool:
         """Whether somebody measures; the same on all ranks."""
-        return from_rank_0(self._state() == "open" if is_rank_0() else False)
+        return from_rank_0(lambda: self._state() == OPEN)
 
     def _state(self) -> str:
+        """`open`; nothing before somebody measures; `closed` also after a silence: a lost node says nothing."""
         file = self._run.evaluations / STATE
-        return file.read_text() if file.exists() else ""
+        written = file.read_text() if file.exists() else ""
+        if written != self._heard:
+            self._heard, self._heard_s = written, time.monotonic()
+        is_silent = time.monotonic() - self._heard_s > SILENCE_S
+        return CLOSED if is_silent else written.partition(" ")[0]
 
     def _wait(self, position: int) -> Result | None:
         folder = self._run.evaluation(position)
@@ -94,7 +103,7 @@ class Published:
             if (folder / RESULT).exists():
                 content = json.loads((folder / RESULT).read_text())
                 return str(content["error"]) if "error" in content else dict(content["scores"])
-            if self._state() == "closed":
+            if self._state() == CLOSED:
                 logger.warning(
                     "%s: is not evaluated, the evaluator was lost; those that follow are made in line", folder
                 )
@@ -125,26 +134,61 @@ def measure_published(
     is_over: Callable[[], bool],
 ) -> None:
     """Measure models as they are published, the newest first, until ``is_over``. One process."""
-    (run.evaluations / STATE).write_text("open")
-    while not is_over():
-        position = next_to_measure(run)
-        if position is None:
+    with _heard(run.evaluations / STATE):
+        while not is_over():
+            try:
+                if _measure_next(job, run, held_out, fingerprint, device):
+                    continue
+            except StoreUnavailableError as error:
+                logger.warning("%s; trying again", error)
             time.sleep(POLL_S[run.root.is_local])
-            continue
-        folder = run.evaluation(position)
-        try:
-            generator = load_generator(folder, device)
-            scores = evaluate(generator, held_out, job, device=device, fingerprint=fingerprint)
-            save_grids(generator, held_out, job, run, position, device)
-            result = {"scores": scores}
-        except VaegenError as error:
-            result = {"error": str(error)}  # type: ignore[dict-item]  # The run raises it.
-        if (folder / DESCRIPTION).exists():
-            (folder / RESULT).write_text(json.dumps(result) + "\n")
+
+
+def _measure_next(
+    job: TrainJob, run: RunDirectory, held_out: NDArray[np.uint8], fingerprint: str, device: torch.device
+) -> bool:
+    """Measure the model whose turn it is; False where there is none."""
+    position = next_to_measure(run)
+    if position is None:
+        return False
+    folder = run.evaluation(position)
+    try:
+        generator = load_generator(folder, device)
+        scores = evaluate(generator, held_out, job, device=device, fingerprint=fingerprint)
+        save_grids(generator, held_out, job, run, position, device)
+        result: dict[str, object] = {"scores": scores}
+    except StoreUnavailableError:
+        raise
+    except VaegenError as error:
+        result = {"error": str(error)}  # The run raises it.
+    if (folder / DESCRIPTION).exists():
+        (folder / RESULT).write_text(json.dumps(result) + "\n")
+    return True
+
+
+@contextmanager
+def _heard(state: Location) -> Iterator[None]:
+    """Let the run hear, from a thread, that somebody measures."""
+    is_over = threading.Event()
+
+    def beat() -> None:
+        while not is_over.wait(BEAT_S):
+            with suppress(StorageError):  # Else the run hears nothing.
+                state.write_text(f"{OPEN} {time.time()}")
+
+    state.write_text(f"{OPEN} {time.time()}")
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def copy_model(source: Location, destination: Location) -> None:
-    """Copy a model from folder to folder, its description last."""
+    """Copy a model from folder to folder, its description last, and an earlier one's removed before."""
+    (destination / DESCRIPTION).remove()
     for name in sorted(source.names(), key=lambda name: name == DESCRIPTION):
         if name != RESULT:
             (destination / name).write_bytes((source / name).read_bytes())

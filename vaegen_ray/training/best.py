@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vaegen_ray.config.job import Best
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.tracking.json_lines import read_metrics
-from vaegen_ray.training.collectives import from_rank_0, is_rank_0
+from vaegen_ray.training.collectives import from_rank_0
 
 SCORES = "scores.json"
 
@@ -15,20 +15,21 @@ SCORES = "scores.json"
 class BestEvaluation:
     """Remembers through restarts: the best is in the run's directory, and what came after it in its metrics."""
 
-    def __init__(self, settings: Best, run: RunDirectory, position: int) -> None:
+    def __init__(self, settings: Best, run: RunDirectory, position: int, pending: Sequence[int] = ()) -> None:
+        """Of a run that goes on at ``position``; the evaluations ``pending`` are still to be counted in."""
         self._settings, self._run = settings, run
         self._lowest_cost, self._worse = math.inf, 0
-        known = self._read(position) if is_rank_0() else []
-        for cost in from_rank_0(known):
+        for cost in from_rank_0(lambda: self._read(position, pending)):
             self._count(cost)
 
-    def is_better(self, position: int, scores: Mapping[str, float]) -> bool:
-        """Whether this evaluation is the best so far; keeps its scores then (on rank 0). Its model is the caller's."""
-        is_better = self._count(self._cost(scores))
-        if is_better and is_rank_0():
-            content = {"position": position, "scores": dict(scores)}
-            (self._run.best / SCORES).write_text(json.dumps(content, indent=2) + "\n")
-        return is_better
+    def is_better(self, scores: Mapping[str, float]) -> bool:
+        """Count in an evaluation: whether it is the best so far."""
+        return self._count(self._cost(scores))
+
+    def keep_scores(self, position: int, scores: Mapping[str, float]) -> None:
+        """Of the best evaluation, once its model is kept, so that a kill loses no model. Rank 0 only."""
+        content = {"position": position, "scores": dict(scores)}
+        (self._run.best / SCORES).write_text(json.dumps(content, indent=2) + "\n")
 
     @property
     def is_over(self) -> bool:
@@ -47,6 +48,7 @@ class BestEvaluation:
         value = scores[self._settings.metric]
         return value if self._settings.goal == "minimize" else -value
 
-    def _read(self, position: int) -> list[float]:
-        lines = [line for line in read_metrics(self._run) if 0 < line["position"] <= position]
+    def _read(self, position: int, pending: Sequence[int]) -> list[float]:
+        at = {line["position"]: line for line in read_metrics(self._run) if 0 < line["position"] <= position}
+        lines = [line for line_position, line in at.items() if line_position not in pending]
         return [self._cost(line) for line in lines if "sample_swd" in line and self._settings.metric in line]

@@ -17,7 +17,7 @@ from vaegen_ray import __version__
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError, StorageError
 from vaegen_ray.storage import Location
-from vaegen_ray.training.collectives import from_rank_0, is_rank_0, num_ranks, together
+from vaegen_ray.training.collectives import from_rank_0, num_ranks, together
 from vaegen_ray.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -56,11 +56,14 @@ def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int, fence: i
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    positions = run.checkpoint_positions()
-    past = [position for position in positions if position <= state.position]
-    for position in [*past[:-keep], *positions[len(past) :]]:
-        written_under = _fence(run.checkpoint(position) / MANIFEST) or 0
-        if written_under <= fence or written_under == math.inf:  # Not what a driver wrote that has taken over.
+    kept = 0
+    for position in reversed(run.checkpoint_positions()):
+        written_under = _fence(run.checkpoint(position) / MANIFEST)
+        if written_under is not None and fence < written_under < math.inf:
+            continue  # Of a driver that has taken over.
+        if position <= state.position and written_under is not None and kept < keep:
+            kept += 1
+        else:
             run.checkpoint(position).remove()
 
 
@@ -71,12 +74,13 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
     checkpoints and all are damaged: starting again from nothing would hide a loss.
     """
     contents: dict[str, bytes] = {}
-    chosen, problem = None, None
-    if is_rank_0():
-        chosen, contents, problem = _newest_whole(run)
-    chosen, problem = from_rank_0((chosen, problem))
-    if problem is not None:
-        raise CheckpointError(problem)
+
+    def choose() -> int | None:
+        position, files = _newest_whole(run)
+        contents.update(files)  # Read once on rank 0.
+        return position
+
+    chosen = from_rank_0(choose)
     if chosen is None:
         return
     newest = run.checkpoint(chosen)
@@ -152,8 +156,8 @@ def _files(folder: Location) -> dict[str, tuple[int, str]]:
     return files
 
 
-def _newest_whole(run: RunDirectory) -> tuple[int | None, dict[str, bytes], str | None]:
-    """Position and files of the newest whole checkpoint, or else why there is none although there should be."""
+def _newest_whole(run: RunDirectory) -> tuple[int | None, dict[str, bytes]]:
+    """Position and files of the newest whole checkpoint; CheckpointError where there should be one and is none."""
     damaged = []
     finished = finished_positions(run)
     for position in set(run.checkpoint_positions()) - set(finished):
@@ -161,15 +165,13 @@ def _newest_whole(run: RunDirectory) -> tuple[int | None, dict[str, bytes], str 
     for position in finished:
         folder = run.checkpoint(position)
         try:
-            return position, read_checkpoint(folder), None
+            return position, read_checkpoint(folder)
         except CheckpointError as error:
             logger.warning("%s; falling back to the checkpoint before", error)
             damaged.append(str(error))
     if damaged:
         listed = "; ".join(damaged)
-        return (
-            None,
-            {},
-            f"{run.root}: every checkpoint is damaged ({listed}); restore one, or remove the run's directory",
+        raise CheckpointError(
+            f"{run.root}: every checkpoint is damaged ({listed}); restore one, or remove the run's directory"
         )
-    return None, {}, None
+    return None, {}

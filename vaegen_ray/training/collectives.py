@@ -24,11 +24,7 @@ def is_rank_0() -> bool:
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of equally shaped tensors, the same on all ranks."""
-    if num_ranks() == 1:
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total / num_ranks()
+    return tensor if num_ranks() == 1 else sum_over_ranks(tensor) / num_ranks()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -63,13 +59,19 @@ def gather_objects(value: T) -> list[T]:
     return values  # type: ignore[return-value]  # all_gather_object has filled every place
 
 
-def from_rank_0(value: T) -> T:
-    """Rank 0's small picklable ``value`` on all ranks."""
+def from_rank_0(action: Callable[[], T]) -> T:
+    """Do ``action`` on rank 0 alone; its small picklable value, or its failure, on all ranks.
+
+    ``action`` must have no collective in it: where it failed before, the others would wait there.
+    """
     if num_ranks() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+        return action()
+    answers = [_attempted(action) if is_rank_0() else (None, None)]
+    dist.broadcast_object_list(answers, src=0)
+    result, problem = answers[0]
+    if problem is not None:
+        raise problem
+    return cast(T, result)
 
 
 def sum_over_ranks_async(tensor: Tensor) -> dist.Work:
@@ -83,17 +85,22 @@ def _started(work: dist.Work | None) -> dist.Work:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Do ``action`` on every rank; if it fails on any, raise that failure on all, so that none waits for another."""
-    result: T | None = None
-    problem: VaegenError | None = None
-    try:
-        result = action()
-    except VaegenError as error:
-        problem = error
+    """Do ``action`` on every rank; if it fails on any, raise that failure on all, so that none waits for another.
+
+    ``action`` must have no collective in it.
+    """
+    result, problem = _attempted(action)
     failures = [failure for failure in gather_objects(problem) if failure is not None]
     if failures:
         raise failures[0]
     return cast(T, result)
+
+
+def _attempted(action: Callable[[], T]) -> tuple[T | None, VaegenError | None]:
+    try:
+        return action(), None
+    except VaegenError as error:
+        return None, error
 
 
 class StopVote:
@@ -123,7 +130,9 @@ class StopVote:
         return answer
 
     def close(self) -> None:
-        """Wait for the last vote, so that no rank leaves while another still listens."""
+        """Wait for the last vote, so that no rank leaves while another still listens; there is none after it."""
         if self._pending is not None:
             self._pending[1].wait()
             self._pending = None
+        if self._group is not None:
+            dist.destroy_process_group(self._group)

@@ -36,7 +36,8 @@ def save_grids(
     if generator.encoder is not None:
         grids["reconstructions"] = reconstruction_grid(generator, originals)
     if position >= job.training.total_images:
-        grids["interpolations"] = interpolations_grid(generator, originals, job.seed)
+        if count >= 2:
+            grids["interpolations"] = interpolations_grid(generator, originals, job.seed)
         grids["traversals"] = traversal_grid(generator, originals, job.seed)
     for name, grid in grids.items():
         save_picture(grid, run.picture(name, position))

@@ -12,7 +12,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import TrainingError
-from vaegen_ray.training.collectives import from_rank_0, is_rank_0
+from vaegen_ray.training.collectives import is_rank_0
 from vaegen_ray.training.lineage import has_checkpoint
 from vaegen_ray.training.watchdog import Incident
 
@@ -38,13 +38,13 @@ def read_incidents(run: RunDirectory) -> list[Entry]:
     return list(json.loads(run.incidents.read_text())) if run.incidents.exists() else []
 
 
-def changed_settings(run: RunDirectory) -> dict[str, float]:
-    """What the rollbacks so far have changed: dotted path to number. The same on all ranks."""
-    entries = read_incidents(run) if is_rank_0() else []
-    settings: dict[str, float] = {}
-    for entry in entries:
-        settings |= entry.get("set", {})
-    return from_rank_0(settings)
+def rollback_factors(run: RunDirectory) -> dict[str, float]:
+    """What the rollbacks so far multiply: dotted path to factor. Rank 0 only."""
+    factors: dict[str, float] = {}
+    for entry in read_incidents(run):
+        for path, factor in entry.get("multiply", {}).items():
+            factors[path] = factors.get(path, 1.0) * factor
+    return factors
 
 
 def record_warning(run: RunDirectory, incident: Incident) -> None:
@@ -57,43 +57,40 @@ def record_stop(run: RunDirectory, incident: Incident, why: str = "") -> Collaps
     """Keep it (on rank 0), and return what ends the run."""
     if is_rank_0():
         _append(run, incident, {"action": "stop"})
-    name = incident.rule
-    return CollapsedError(
-        f"{incident.sentence}{why}; change the job, or set watchdog.{name}.action to roll_back, or watchdog.{name} to "
-        "null"
-    )
+    rule = f"watchdog.{incident.rule}"
+    remedy = "" if why else f"or set {rule}.action to roll_back, "
+    return CollapsedError(f"{incident.sentence}{why}; change the job, {remedy}or set {rule} to null")
 
 
 def roll_back(job: TrainJob, run: RunDirectory, incident: Incident) -> int:
-    """Go back to the last checkpoint before the trouble, with a changed setting, and return its position.
+    """Go back to the last checkpoint before the trouble, with changed settings, and return its position. Rank 0 only.
 
     0 where no checkpoint is so old: the run then begins again. Raises CollapsedError where the rule has rolled back
     as often as it may. A kill in the middle leaves a run that meets the trouble once more, and rolls back then.
     """
     rule = job.watchdog.rules()[incident.rule]
-    earlier = from_rank_0(_num_rollbacks(run, incident.rule) if is_rank_0() else 0)
+    earlier = _num_rollbacks(run, incident.rule)
     if earlier >= rule.at_most:
         raise record_stop(run, incident, f", and was rolled back {earlier} times before (at_most)")
-    before = changed_settings(run)
-    values = flat(job.after_rollbacks(before).model_dump())
-    changed = {path: values[path] * factor for path, factor in rule.multiply.items()}
+    factors = rollback_factors(run)
+    factors |= {path: factors.get(path, 1.0) * factor for path, factor in rule.multiply.items()}
     try:
-        job.after_rollbacks(before | changed)
+        legs = {at: job.leg(at, factors)[0] for at in (0, *(change.at_images for change in job.changes))}
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
-        why = f", and cannot be rolled back, because {', '.join(changed)} would make no valid job ({problem})"
+        why = f", and cannot be rolled back, because {', '.join(rule.multiply)} would make no valid job ({problem})"
         raise record_stop(run, incident, why) from error
-    position = 0
-    if is_rank_0():
-        good = [at for at in run.checkpoint_positions() if at <= incident.good_position and has_checkpoint(run, at)]
-        position = max(good, default=0)
-        for at in run.checkpoint_positions():
-            if at > position:
-                run.checkpoint(at).remove()
-        _append(run, incident, {"action": "roll_back", "to": position, "set": changed})
-        shown = ", ".join(f"{path}={value:g}" for path, value in changed.items())
-        logger.warning("%s; rolled back to %s images, with %s", incident.sentence, f"{position:,}", shown)
-    return from_rank_0(position)
+    good = [at for at in run.checkpoint_positions() if at <= incident.good_position and has_checkpoint(run, at)]
+    position = max(good, default=0)
+    for at in run.checkpoint_positions():
+        if at > position:
+            run.checkpoint(at).remove()
+    values = flat(legs[max(at for at in legs if at <= position)].model_dump())
+    changed = {path: values[path] for path in rule.multiply}
+    _append(run, incident, {"action": "roll_back", "to": position, "multiply": rule.multiply, "set": changed})
+    shown = ", ".join(f"{path}={value:g}" for path, value in changed.items())
+    logger.warning("%s; rolled back to %s images, with %s", incident.sentence, f"{position:,}", shown)
+    return position
 
 
 def _num_rollbacks(run: RunDirectory, rule: str) -> int:

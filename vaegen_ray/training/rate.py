@@ -26,8 +26,7 @@ def images_per_second(job: TrainJob, session: Session) -> float:
     images = training_images(open_dataset(job.data, job.model), job.data, session.device)
     state, guard = TrainState(job, session.device), FiniteGuard(session.device)
     guard.looks_at_every_step = False  # A job that diverges is measured, too: its run will say so.
-    # The adversarial term may start late, and costs as much as the rest.
-    position = job.training.total_steps // 2 * job.training.images_per_step
+    position = _everything_switched_on(job)
     compile_networks(state.objective, job, session.device)
     steps, begun_s = 0, time.perf_counter()
     with ImageBatches(
@@ -37,6 +36,7 @@ def images_per_second(job: TrainJob, session: Session) -> float:
             batch = make_batch(job, session, position, next(batches))
             for phase in state.phases:
                 phase.update(batch, learning_rate_factor=1.0, guard=guard)
+            state.ema.follow(state.objective.generator, 1.0)
             position += job.training.images_per_step
             steps += 1
             if steps == WARM_UP_STEPS:
@@ -45,6 +45,15 @@ def images_per_second(job: TrainJob, session: Session) -> float:
     _wait(session.device)
     images.close()
     return (steps - WARM_UP_STEPS) * job.training.images_per_step / (time.perf_counter() - begun_s)
+
+
+def _everything_switched_on(job: TrainJob) -> int:
+    """Where a step begins in the middle of the run, or later where the adversarial term, as dear as the rest, does."""
+    position, step = job.training.total_images // 2, job.training.images_per_step
+    if job.objective.kind != "vae":
+        adversarial = job.objective.adversarial
+        position = max(position, adversarial.start_images + adversarial.ramp_images)
+    return -(-position // step) * step
 
 
 def _wait(device: torch.device) -> None:

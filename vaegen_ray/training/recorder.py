@@ -16,18 +16,19 @@ from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
 from vaegen_ray.storage import Location
+from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.tracking.tracker import Tracker
 from vaegen_ray.training.beside import Published, copy_model
 from vaegen_ray.training.best import BestEvaluation
 from vaegen_ray.training.checkpoint import save_checkpoint
-from vaegen_ray.training.collectives import gather_rows, is_rank_0, sum_over_ranks
+from vaegen_ray.training.collectives import from_rank_0, gather_rows, is_rank_0, sum_over_ranks
 from vaegen_ray.training.grids import save_grids
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.incidents import RollBack, record_stop, record_warning
 from vaegen_ray.training.reporting import Activity, MetricMeans, Rate, TimeSpent, peak_memory_bytes
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
-from vaegen_ray.training.watchdog import Incident, Watchdog
+from vaegen_ray.training.watchdog import Incident, Watchdog, watchdog_after
 
 
 class Recorder:
@@ -62,11 +63,13 @@ class Recorder:
         self._best: BestEvaluation | None = None
 
     def begin(self, position: int) -> None:
-        """Go on at ``position``: with what an earlier start evaluated, and what it left to be evaluated."""
+        """Go on at ``position``: with what an earlier start noticed and evaluated, and what it left to be evaluated."""
         if self.session.evaluates_beside:
             self._published = Published(self.job, self.run, position)
         if self.job.evaluation.best is not None:
-            self._best = BestEvaluation(self.job.evaluation.best, self.run, position)
+            pending = self._published.pending if self._published is not None else ()
+            self._best = BestEvaluation(self.job.evaluation.best, self.run, position, pending)
+        self._watchdog = from_rank_0(lambda: watchdog_after(self.job, read_metrics(self.run), position))
         self.saved_at = position or None
 
     def next_images(self, batches: Iterator[Tensor]) -> Tensor:
@@ -148,6 +151,8 @@ class Recorder:
         for position, scores in self._published.take():
             folder = self.run.evaluation(position)
             self._count_in(scores, position, partial(copy_model, folder))
+            if self.tracker is not None:
+                self.tracker.flush()  # With the folder its scores would be gone.
             if is_rank_0():
                 self._published.forget(position)
 
@@ -156,8 +161,9 @@ class Recorder:
         self._record(scores, position)
         if is_rank_0():
             self.session.report_scores(position, scores)
-        if self._best is not None and position > 0 and self._best.is_better(position, scores) and is_rank_0():
+        if self._best is not None and position > 0 and self._best.is_better(scores) and is_rank_0():
             save_model(self.run.best)
+            self._best.keep_scores(position, scores)
         self._watch(scores, position)
 
     @property
@@ -197,7 +203,6 @@ class Recorder:
         self.tracker = tracker
         self.begin(position)
         self._means, self._rate, self._time = MetricMeans(), None, TimeSpent()
-        self._watchdog = Watchdog(self.job)
         if tracker is not None:
             evidence = {"rolled_back_from_images": float(incident.position)} | _evidence(incident)
             tracker.scalars(evidence, position)

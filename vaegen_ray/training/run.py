@@ -20,9 +20,9 @@ from vaegen_ray.errors import JobError
 from vaegen_ray.evaluation.diffusers_config import PUBLISHED, keep_config
 from vaegen_ray.evaluation.diffusers_format import check_diffusers, load_diffusers_weights
 from vaegen_ray.evaluation.features import check_features
-from vaegen_ray.evaluation.inference import IMAGES_PER_BATCH
 from vaegen_ray.evaluation.latent_statistics import LatentStatistics, latent_statistics
 from vaegen_ray.evaluation.scores import Compared, read_record, save_scores
+from vaegen_ray.evaluation.shares import images_per_batch
 from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.objectives.perceptual import check_lpips
@@ -31,8 +31,8 @@ from vaegen_ray.storage import Location
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Tracker, Trackers
 from vaegen_ray.training.checkpoint import highest_fence, restore_newest
-from vaegen_ray.training.collectives import gather_objects, is_rank_0, sum_over_ranks, together
-from vaegen_ray.training.incidents import RollBack, changed_settings, roll_back
+from vaegen_ray.training.collectives import from_rank_0, gather_objects, is_rank_0, sum_over_ranks, together
+from vaegen_ray.training.incidents import RollBack, roll_back, rollback_factors
 from vaegen_ray.training.loop import Ending, train
 from vaegen_ray.training.precision import compile_networks
 from vaegen_ray.training.provenance import record_end, record_start
@@ -133,11 +133,10 @@ def _train_and_evaluate(
         recorder.evaluate(state)
     until = min(until, job.training.total_images)
     ending = Ending.COMPLETE
-    changed = changed_settings(recorder.run)
+    factors = from_rank_0(lambda: rollback_factors(recorder.run))
     while ending is Ending.COMPLETE and state.position < until and not recorder.has_converged:
-        leg, end = job.leg(state.position)
-        leg = leg.after_rollbacks(changed)
-        if job.changes or changed:
+        leg, end = job.leg(state.position, factors)
+        if job.changes or factors:
             state = state.under(leg, session.device)
         compile_networks(state.objective, leg, session.device)
         with ImageBatches(
@@ -152,7 +151,7 @@ def _train_and_evaluate(
                 ending = train(leg, session, state, batches, recorder, min(end, until))
             except RollBack as alarm:
                 state = _roll_back(job, session, recorder, alarm.incident)
-                changed = changed_settings(recorder.run)
+                factors = from_rank_0(lambda: rollback_factors(recorder.run))
     is_over = state.position >= job.training.total_images or recorder.has_converged
     if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)
@@ -196,10 +195,12 @@ def _latent_statistics(job: TrainJob, session: Session, state: TrainState, image
     if not isinstance(job.model, KlAutoencoderModel):
         return None
     share = np.array_split(np.arange(len(images), dtype=np.uint64), session.num_ranks)[session.rank]
+    count = images_per_batch(job.model.image_size)
+    images.order(job.seed)  # Windows need one, and a run that was killed in its last evaluation has trained nothing.
 
     def batches() -> Iterator[torch.Tensor]:
-        for first in range(0, len(share), IMAGES_PER_BATCH):
-            read = images.read(share[first : first + IMAGES_PER_BATCH], job.training.final_position)
+        for first in range(0, len(share), count):
+            read = images.read(share[first : first + count], job.training.final_position)
             yield to_float(images.hand_over(read).to(session.device))
 
     return latent_statistics(state.ema.generator, batches(), sum_over_ranks)
@@ -207,8 +208,8 @@ def _latent_statistics(job: TrainJob, session: Session, state: TrainState, image
 
 def _roll_back(job: TrainJob, session: Session, recorder: Recorder, incident: Incident) -> TrainState:
     """The state of the last checkpoint before ``incident``; metrics go on from there."""
-    position = together(lambda: roll_back(job, recorder.run, incident))
-    recorder.close()
+    position = from_rank_0(lambda: roll_back(job, recorder.run, incident))
+    together(recorder.close)
     tracker = together(lambda: open_trackers(job, recorder.run, position) if is_rank_0() else None)
     recorder.rolled_back(tracker, position, incident)
     return _newest_state(job, session, recorder.run)

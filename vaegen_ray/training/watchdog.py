@@ -26,7 +26,7 @@ class Incident:
     position: int
     """Where the patience was over."""
     good_position: int
-    """The last look at which the rule was kept; 0 where it never was."""
+    """The last look at which the rule was kept; where the run began, if it never was."""
     evidence: dict[str, float]
     """The numbers that broke it, and the threshold."""
     sentence: str
@@ -46,6 +46,8 @@ class Watchdog:
     """The rules of a job, and since when each is broken."""
 
     job: TrainJob
+    begun_at: int = 0
+    """Where its first line is after; what was before counts as kept."""
     _good: dict[str, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
     _most_diverse: float = 0.0
@@ -63,7 +65,7 @@ class Watchdog:
                 self._good[name] = position
                 self._told.discard(name)
                 continue
-            good = self._good.setdefault(name, 0)
+            good = self._good.setdefault(name, self.begun_at)
             if name not in self._told and position - good >= self._patience_images(rule):
                 self._told.add(name)
                 sentence = f"watchdog.{name}: at {position:,} images {reading.sentence}, since {good:,} images"
@@ -107,13 +109,13 @@ class Watchdog:
         )
 
     def _posterior_collapse(self, rule: rules.PosteriorCollapse, _: int, metrics: Metrics) -> _Reading | None:
-        kl = metrics.get("kl_nats")
+        kl = metrics.get("train_kl_nats")
         if kl is None:
             return None
         least = rule.smallest_kl_nats
         return _Reading(
             kl < least,
-            {"kl_nats": kl, "threshold": least},
+            {"train_kl_nats": kl, "threshold": least},
             f"the latent code carries nothing (KL {kl:.3g} nats an image, below {least:g})",
         )
 
@@ -171,5 +173,19 @@ READINGS: dict[str, Callable[..., _Reading | None]] = {
 
 def incidents_in(job: TrainJob, lines: Iterable[Metrics]) -> list[Incident]:
     """What the watchdog would have said of these lines of `metrics.jsonl`."""
-    watchdog = Watchdog(job)
+    return _fold(Watchdog(job), lines)
+
+
+def watchdog_after(job: TrainJob, lines: Iterable[Metrics], position: int) -> Watchdog:
+    """The watchdog of a run that goes on at ``position``, as it was after the ``lines`` before.
+
+    Where they are gone, or are another run's that this one goes on from, patience begins here.
+    """
+    before = [line for line in lines if line["position"] <= position]
+    watchdog = Watchdog(job, begun_at=0 if before else position)
+    _fold(watchdog, before)
+    return watchdog
+
+
+def _fold(watchdog: Watchdog, lines: Iterable[Metrics]) -> list[Incident]:
     return [incident for line in lines for incident in watchdog.look(int(line["position"]), line)]
