@@ -47,6 +47,7 @@ class Gan(nn.Module):
             batch,
             forward=lambda portion: self._forward(portion, batch),
             statistics=lambda forward: {"loss": forward.loss, **forward.costs},
+            decide=lambda means: means,
             backward=lambda forward, _: self._backward(forward, batch),
             is_decided_by_all=False,
         )

@@ -82,17 +82,18 @@ class Batch:
 
 
 Forward = TypeVar("Forward")
+Decision = TypeVar("Decision")
 
 
 def backward_in_portions(
     batch: Batch,
     forward: Callable[[Portion], Forward],
     statistics: Callable[[Forward], dict[str, Tensor]],
-    backward: Callable[[Forward, dict[str, Tensor]], None],
-    decide: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda means: means,
+    decide: Callable[[dict[str, Tensor]], Decision],
+    backward: Callable[[Forward, Decision], None],
     *,
     is_decided_by_all: bool,
-) -> dict[str, Tensor]:
+) -> Decision:
     """Run ``backward`` on every portion, with what ``decide`` makes of the ``statistics`` of the global batch.
 
     Returns that, too.
@@ -104,9 +105,9 @@ def backward_in_portions(
     if batch.num_portions == 1:
         (portion,) = batch.portions()
         passed = forward(portion)
-        means = decide(batch.global_means(statistics(passed)))
-        backward(passed, means)
-        return means
+        decision = decide(batch.global_means(statistics(passed)))
+        backward(passed, decision)
+        return decision
     parts = []
     for portion in batch.portions():
         with torch.set_grad_enabled(not is_decided_by_all):
@@ -116,11 +117,11 @@ def backward_in_portions(
             backward(passed, decide(parts[-1]))
         del passed
     local = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
-    means = decide(batch.global_means(local))
+    decision = decide(batch.global_means(local))
     if is_decided_by_all:
         for portion in batch.portions():
-            backward(forward(portion), means)
-    return means
+            backward(forward(portion), decision)
+    return decision
 
 
 class Objective(Protocol):

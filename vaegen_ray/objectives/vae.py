@@ -44,6 +44,7 @@ class Vae(nn.Module):
             batch,
             forward=lambda portion: self._forward(portion, batch),
             statistics=_statistics,
+            decide=lambda means: means,
             backward=lambda forward, means: self._backward(forward, means, batch),
             is_decided_by_all=self.kl.is_decided_by_all or self.likelihood.is_decided_by_all,
         )

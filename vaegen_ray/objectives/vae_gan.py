@@ -58,6 +58,15 @@ class _Forward(NamedTuple):
     judgement: _Judgement
 
 
+class _Decision(NamedTuple):
+    """What holds for the global batch."""
+
+    means: Means
+    """Over images: ``value LOSS``, ``product LOSS LOSS`` of gradients at the images, ``last layer LOSS``, ``kl_Z``."""
+    weights: dict[str, Tensor]
+    """What multiplies each loss at the images in L, by its name; lambda included."""
+
+
 class VaeGan(nn.Module):
     """Encoder, decoder and discriminator (Larsen et al. 2016; Esser et al. 2021; Rombach et al. 2022)."""
 
@@ -95,16 +104,16 @@ class VaeGan(nn.Module):
     def generator_backward(self, batch: Batch) -> None:
         """Gradients of L, its terms as metrics, and the decoder's images for the discriminator."""
         judgements: dict[int, _Judgement] = {}
-        means = backward_in_portions(
+        decision = backward_in_portions(
             batch,
             forward=lambda portion: self._forward(portion, batch, judgements),
             statistics=self._statistics,
-            backward=lambda forward, means: self._backward(forward, means, batch),
-            decide=lambda means: means | _named("weight", self._weights(means, batch)),
+            decide=lambda means: _Decision(means, self._weights(means, batch)),
+            backward=lambda forward, decision: self._backward(forward, decision, batch),
             is_decided_by_all=self._is_decided_by_all(batch),
         )
-        self.adversary.decide_who_waits(batch, means)
-        self._record(means, batch)
+        self.adversary.decide_who_waits(batch, decision.means)
+        self._record(decision, batch)
 
     def discriminator_backward(self, batch: Batch) -> None:
         """Gradients of the discriminator's loss."""
@@ -202,7 +211,7 @@ class VaeGan(nn.Module):
         """Means over images from which all ranks decide alike."""
         judgement = forward.judgement
         means = {"kl_Z": forward.kl_BZ.mean(0), **judgement.costs}
-        means |= _named("value", judgement.values)
+        means |= {f"value {name}": value for name, value in judgement.values.items()}
         names = list(judgement.gradients)
         for i, one in enumerate(names):
             for other in names[i:]:
@@ -258,16 +267,16 @@ class VaeGan(nn.Module):
 
     # ------------------------------------------------------------------ backward
 
-    def _backward(self, forward: _Forward, means: Means, batch: Batch) -> None:
+    def _backward(self, forward: _Forward, decision: _Decision, batch: Batch) -> None:
         share = 1 / (forward.num_images * batch.num_portions)
         gradients_at_images = forward.judgement.gradients
-        cotangents = {name: share * means[f"weight {name}"] * each for name, each in gradients_at_images.items()}
+        cotangents = {name: share * decision.weights[name] * each for name, each in gradients_at_images.items()}
         if self.settings.adversarial.reaches_encoder is False and "adversarial" in cotangents:
             self._adversarial_backward_to_decoder(forward.images_FCHW, cotangents.pop("adversarial"))
         roots = [forward.images_FCHW]
         gradients: list[Tensor | None] = [torch.stack(list(cotangents.values())).sum(0)]
         if forward.kl_BZ.requires_grad:  # It does not where the encoder is frozen.
-            roots.append(self.kl.loss(forward.kl_BZ, means["kl_Z"], batch.position) / batch.num_portions)
+            roots.append(self.kl.loss(forward.kl_BZ, decision.means["kl_Z"], batch.position) / batch.num_portions)
             gradients.append(None)
         error = forward.judgement.values["reconstruction"]
         scale_loss = self.likelihood.scale_loss(error) if self.likelihood is not None else None
@@ -285,8 +294,8 @@ class VaeGan(nn.Module):
 
     # ------------------------------------------------------------------ metrics
 
-    def _record(self, means: Means, batch: Batch) -> None:
-        weights = {key.removeprefix("weight "): value for key, value in means.items() if key.startswith("weight ")}
+    def _record(self, decision: _Decision, batch: Batch) -> None:
+        means, weights = decision
         self.kl.record(batch, means["kl_Z"])
         error = means["value reconstruction"]
         if self.likelihood is not None:
@@ -312,10 +321,6 @@ class VaeGan(nn.Module):
             batch.record("adversarial_share", adversarial / (adversarial + sizes.reconstruction).clamp(min=1e-30))
             total = total + weights["adversarial"] * means["value adversarial"]
         batch.record("generator_loss", total)
-
-
-def _named(kind: str, values: dict[str, Tensor]) -> Means:
-    return {f"{kind} {name}": value for name, value in values.items()}
 
 
 def _feature_error(real: Look, fake: Look, layer: int) -> Tensor:

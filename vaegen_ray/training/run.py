@@ -78,11 +78,15 @@ def check_inputs(job: TrainJob) -> None:
         and not RunDirectory.of(job).checkpoint_positions()
     ):
         check_diffusers(Location.of(job.model.start_from), job.model)
+    _check_networks(job)
+    check_tracking(job.tracking)
+
+
+def _check_networks(job: TrainJob) -> None:
     if job.evaluation.features is not None:
         check_features(job.evaluation.features)
     for network in job.lpips_networks():
         check_lpips(network)
-    check_tracking(job.tracking)
 
 
 def finished_result(job: TrainJob) -> RunResult | None:
@@ -255,10 +259,7 @@ def _check_ranks(job: TrainJob, session: Session) -> None:
 
 
 def _open_dataset(job: TrainJob, device: torch.device) -> tuple[Dataset, Images, Pixels]:
-    if job.evaluation.features is not None:
-        check_features(job.evaluation.features)
-    for network in job.lpips_networks():
-        check_lpips(network)
+    _check_networks(job)
     dataset = open_dataset(job.data, job.model)
     held_out = dataset.decoded("held_out", NodeCache.of(job.data), job.evaluation.images)
     return dataset, training_images(dataset, job.data, device), held_out
