@@ -71,7 +71,9 @@ def test_formulations_are_timed_and_as_published_where_the_job_is_not(precision:
     times = measure_step(job.model_copy(update={"training": training}), device=CPU, steps=2)
     assert min(times.ours_s, times.reference_s) > 0
     assert (times.published_s is None) == (precision == "float32")
-    assert sum(times.parts_s.values()) == pytest.approx(times.ours_s, rel=1.0)
+    # Two steps on a machine that does other things besides.
+    assert 0.1 < sum(times.parts_s.values()) / times.ours_s < 10
+    assert times.images == job.training.images_per_step
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -94,3 +96,10 @@ def test_job_that_the_reference_cannot_do_is_refused_by_key(
 ) -> None:
     with pytest.raises(JobError, match=rf"{key}: must be .* for `bench step`"):
         measure_step(job_with(objective, model=model), device=CPU, steps=1)
+
+
+def test_step_in_portions_is_timed_a_portion_at_a_time(job: TrainJob) -> None:
+    """Whole, the steps of the shipped jobs for 256 pixels fit on no GPU in the reference's formulation."""
+    portions = job.training.model_copy(update={"accumulation_steps": 2})
+    timed = with_adaptive_balance(job.model_copy(update={"training": portions})).training
+    assert (timed.images_per_step, timed.accumulation_steps) == (job.training.images_per_step // 2, 1)

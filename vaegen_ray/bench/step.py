@@ -40,6 +40,8 @@ WARM_UP_STEPS = 3
 class StepTimes:
     """Medians over the measured steps, in seconds."""
 
+    images: int
+    """A step: one portion, where the job divides its own."""
     ours_s: float
     reference_s: float
     published_s: float | None
@@ -69,7 +71,8 @@ def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTime
         ours.step()
     ours_s, reference_s, *published_s = (statistics.median(taken) for taken in times)
     parts_s = {name: statistics.median(parts) for name, parts in ours.parts.items()}
-    return StepTimes(ours_s, reference_s, published_s[0] if published_s else None, parts_s)
+    images = job.training.images_per_step
+    return StepTimes(images, ours_s, reference_s, published_s[0] if published_s else None, parts_s)
 
 
 def _as_published(job: TrainJob) -> TrainJob:
@@ -100,6 +103,8 @@ def with_adaptive_balance(job: TrainJob) -> TrainJob:
     if job.objective.perceptual is not None:
         tree["objective"]["perceptual"] |= {"every_steps": 1, "images_fraction": 1.0}
     tree["objective"]["preset"] = None
+    # A portion at a time, as the job does it: the reference knows no accumulation, and the whole step may not fit.
+    tree["training"]["images_per_step"] //= job.training.accumulation_steps
     tree["training"]["accumulation_steps"] = 1
     result = job_of(tree, "bench step")
     assert isinstance(result, TrainJob)

@@ -37,7 +37,7 @@ def step(
 
     chosen = device_named(device)
     times = measure_step(job, device=chosen, steps=steps)
-    images = job.training.images_per_step
+    images = times.images
     console = Console(soft_wrap=True, highlight=False, markup=False)
     title = f"{job.name}: {images} images a step, {device_name(chosen)}, median of {steps} steps"
     table = Table("formulation", "images/s", "time of ours", title=title)

@@ -55,7 +55,19 @@ class Upsample(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         hidden = functional.silu(self.norm(features_BCHW))
-        return self.conv(functional.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+        return self.conv(doubled(hidden))
+
+
+def doubled(features_BCHW: Tensor) -> Tensor:
+    """Features at twice their size, each pixel four times."""
+    if not torch.compiler.is_compiling():
+        return functional.interpolate(features_BCHW, scale_factor=2.0, mode="nearest")
+    # Of interpolate's gradient the compiler makes additions to shared places, slow on a GPU and of varying order,
+    # of this a plain sum. Without the compiler this is five to ten times slower than interpolate.
+    B, C, H, W = features_BCHW.shape
+    pixels_BHWC = features_BCHW.permute(0, 2, 3, 1)
+    four_times = pixels_BHWC[:, :, None, :, None].expand(B, H, 2, W, 2, C)
+    return four_times.reshape(B, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
 
 
 class SpectralNorm(nn.Module):

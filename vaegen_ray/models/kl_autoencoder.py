@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vaegen_ray.config.model import KlAutoencoderModel
+from vaegen_ray.models.blocks import doubled
 from vaegen_ray.models.convolutional import LOG_VARIANCE_RANGE
 
 EPSILON = 1e-6
@@ -73,7 +74,7 @@ class Upsampler(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        return self.conv(functional.interpolate(features_BCHW, scale_factor=2.0, mode="nearest"))
+        return self.conv(doubled(features_BCHW))
 
 
 class Stage(nn.Module):

@@ -12,6 +12,18 @@ from vaegen_ray.objectives.vae_gan import VaeGan
 
 logger = logging.getLogger(__name__)
 
+COMPILER: dict[str, str | bool | int] = {
+    "force_layout_optimization": True,
+    "realize_reads_threshold": 16,
+    "realize_opcount_threshold": 100,
+}
+"""Settings of the compiler on a GPU. By its own count a step of kl-f8 at 256 pixels moves a quarter less by them.
+
+They keep channels last, given up else for networks with a convolution to few channels, and do not store what is
+normalised where the next convolution can compute it. No GPU has timed them yet; on a CPU
+a step takes 5 % longer with them.
+"""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -43,13 +55,17 @@ def compile_networks(objective: Vae | Gan | VaeGan, job: TrainJob, device: torch
     functorch_config.donated_buffer = False
     for network in networks:
         # A batch has one of a few sizes: code for each is faster than code for any.
-        network.compile(dynamic=False)
+        network.compile(dynamic=False, options=_settings(device))
+
+
+def _settings(device: torch.device) -> dict[str, str | bool | int] | None:
+    return COMPILER if device.type == "cuda" else None
 
 
 def _compilation_problem(device: torch.device) -> str | None:
     """Why torch.compile does not work here, tried on a small network; None where it works."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.SiLU()).to(device)
-    network.compile()
+    network.compile(options=_settings(device))
     try:
         network(torch.zeros(1, 1, 8, 8, device=device)).sum().backward()
     except Exception as error:  # noqa: BLE001 (the compiler, its C++ toolchain and Triton each raise their own)
