@@ -127,3 +127,32 @@ def test_comparison_that_cannot_work_is_refused(sections: dict[str, Any], senten
     with pytest.raises(JobError) as refused:
         compare_job("unused", **sections)
     assert sentence in str(refused.value)
+
+
+def test_equal_values_have_no_deviation_that_could_be_significant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deviation of three times 0.1 is not zero in floating point."""
+    for variant in ("gentle", "strict"):
+        monkeypatch.setitem(FID, variant, (0.1, 0.1, 0.1))
+    assert written(tmp_path).p_value("gentle", "strict", "sample_fid") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ({"data": {"source": "elsewhere"}}, "data.source"),
+        ({"evaluation.images": 30}, "evaluation.images"),
+        ({"evaluation": {"images": 30}}, "evaluation.images"),
+        ({"evaluation.features": {"network": "fashion_mnist_cnn"}}, "evaluation.features"),
+    ],
+)
+def test_variant_whose_scores_would_be_of_other_images_is_refused(settings: dict[str, Any], path: str) -> None:
+    with pytest.raises(JobError, match=rf"variants.other.{path}.*: must be the same in all variants"):
+        compare_job("runs", variants={"base": {}, "other": settings})
+
+
+def test_variant_with_a_length_of_its_own_is_refused_beside_a_budget() -> None:
+    variants = {"base": {}, "other": {"training": {"total_images": 640}}}
+    with pytest.raises(JobError, match=r"variants.other.training.total_images: follows from `budget`"):
+        compare_job("runs", variants=variants, budget={"images": 6400})

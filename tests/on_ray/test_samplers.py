@@ -48,7 +48,7 @@ def test_tpe_draws_what_optuna_draws(objectives: Any, ended: int, running: int) 
     ours = drawn(history(job, ended=ended, running=running), make_sampler(job, max_concurrent=8)(number), job)
     study = history(job, ended=ended, running=running)
     gamma = {"gamma": num_good_of_a_front} if objectives is FRONT else {}
-    study.sampler = TPESampler(seed=seed_of(3, number), constant_liar=True, n_startup_trials=10, **gamma)
+    study.sampler = TPESampler(seed=seed_of(3, number), constant_liar=True, n_startup_trials=1, **gamma)
     asked = study.ask()
     theirs = {
         KL: asked.suggest_float(KL, 0.05, 10.0, log=True),
@@ -161,3 +161,36 @@ def test_tpe_finds_a_better_front_than_chance(tmp_path: Path) -> None:
 
     gains = [volume("tpe", seed) / volume("random", seed) for seed in range(2)]
     assert min(gains) > 1
+
+
+def test_diverged_trial_is_none_that_was_stopped_early() -> None:
+    """One was enough to have all trials judged at their first rungs, by which bad ones came first."""
+    job = search_job("runs", objectives=ONE, space={SHARE: {"kind": "uniform", "low": 0.0, "high": 1.0}})
+    space, chosen = distributions(job), []
+    for has_diverged in (False, True):
+        study = optuna.create_study(direction="minimize")
+        for index, share in enumerate(np.linspace(0.0, 1.0, 20)):
+            is_lost = has_diverged and index == 19
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=StudyState.PRUNED if is_lost else StudyState.COMPLETE,
+                    params={SHARE: float(share)},
+                    distributions=space,
+                    values=None if is_lost else [float(share)],
+                    intermediate_values={1: 1.0 - float(share)} | ({} if is_lost else {8: float(share)}),
+                )
+            )
+        sampler = make_sampler(job, max_concurrent=8)
+        chosen.append([drawn(study, sampler(number), job)[SHARE] for number in range(20, 40)])
+    assert np.mean(chosen[1]) == pytest.approx(np.mean(chosen[0]), abs=0.15)
+    assert np.mean(chosen[0]) < 0.45
+
+
+@pytest.mark.parametrize(
+    ("given", "earlier", "first"), [(3, 0, 3), (5, 0, 5), (None, 0, 16), (None, 12, 4), (None, 40, 0)]
+)
+def test_sampler_learns_from_the_trial_that_was_asked_for(given: int | None, earlier: int, first: int) -> None:
+    settings = {"kind": "tpe", "random_fraction": 0.0, "startup_trials": given}
+    job = search_job("runs", objectives=FRONT, sampler=settings)
+    sampler_of = make_sampler(job, max_concurrent=8, num_earlier=earlier)
+    assert next(n for n in range(40) if not isinstance(sampler_of(n), RandomSampler)) == first

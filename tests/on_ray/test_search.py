@@ -26,6 +26,7 @@ from vaegen_ray.errors import ClusterError, JobError
 from vaegen_ray.on_ray.search import Progress, run_search
 from vaegen_ray.on_ray.sole_search import sole_search_of_the_cluster
 from vaegen_ray.on_ray.study import WARM_START, open_study
+from vaegen_ray.runs.status import status_of
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.forks import fork_of
 from vaegen_ray.search.leaderboard import leaderboard
@@ -111,6 +112,9 @@ def test_finished_search_trains_nothing_again_and_extends(searched: SearchJob) -
     trials = run_search(longer)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
     assert [trial.attempts for trial in trials] == [1] * 5
+    status = status_of(SearchDirectory.of(searched).root)
+    assert status is not None
+    assert status.state == "complete"
 
 
 def test_trial_of_a_search_is_a_job_to_train_longer(searched: SearchJob) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vaegen_ray.errors import CheckpointError
+from vaegen_ray.errors import CheckpointError, LeaseLostError
+from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import LINES_PER_SEGMENT, TrialLog, read_trials
 from vaegen_ray.search.trials import TrialState, asked, copied, ended, lost, scored, started
@@ -178,3 +179,16 @@ def test_every_line_is_plain_json_with_its_number_and_time(directory: SearchDire
     lines = [json.loads(line) for line in segments(directory)[0].read_text().splitlines()]
     assert [line["line"] for line in lines] == list(range(6))
     assert all(abs(line["time_s"] - time.time()) < 60 for line in lines)
+
+
+def test_driver_that_was_taken_over_writes_nothing_more(tmp_path: Path) -> None:
+    """Its lines had numbers that the next one had used, and the log could not be read again."""
+    directory = SearchDirectory(Location.of(tmp_path / "search"))
+    first = Fence(directory.root / "lease", 1)
+    log = TrialLog(directory, first)
+    write_some_trials(log, range(2))
+    (directory.root / "lease" / "000002.json").write_text("{}")
+    before = [file.read_text() for file in segments(directory)]
+    with pytest.raises(LeaseLostError):
+        TrialLog(directory, first)
+    assert [file.read_text() for file in segments(directory)] == before

@@ -1,5 +1,6 @@
 """Runs that begin from another's state, and jobs that change their weights on the way: the same bits as alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vaegen_ray.errors import CheckpointError
 from vaegen_ray.search.forks import fork_of
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.checkpoint import read_checkpoint
+from vaegen_ray.training.incidents import rollback_factors
 from vaegen_ray.training.lineage import begin_from
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import Ending
@@ -200,3 +202,22 @@ def test_damaged_state_is_not_begun_from(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is damaged"):
         begin_from(first, target, job, 32)
     assert target.checkpoint_positions() == []
+
+
+def test_what_a_run_was_rolled_back_by_holds_for_those_that_go_on_from_it(dataset: Path, tmp_path: Path) -> None:
+    job = run_job(dataset, tmp_path, vae_gan(0.4), name="parent", training={"checkpoint_every_images": 16})
+    run_training(job, LocalSession(0, 1, CPU), until=48)
+    entries = [
+        {
+            "rule": "posterior_collapse",
+            "position": at,
+            "action": "roll_back",
+            "to": to,
+            "multiply": {"objective.kl.weight": 0.5},
+        }
+        for at, to in ((32, 16), (64, 48))
+    ]
+    RunDirectory.of(job).incidents.write_text(json.dumps(entries))
+    child = RunDirectory.of(job.model_copy(update={"name": "child"}))
+    begin_from(RunDirectory.of(job), child, job.model_copy(update={"name": "child"}), 32)
+    assert rollback_factors(child) == {"objective.kl.weight": 0.5}

@@ -39,7 +39,7 @@ class CompareJob(Section):
     base: TrainJob
     """The train job that every variant begins from: in the file a path, seen from the file's folder, or a job."""
     variants: Annotated[dict[str, Overrides], Field(min_length=2)]
-    """Name to the settings that make it of the base job; the first is what significance is told against."""
+    """Name to the settings that make it of the base job."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)] = (0, 1, 2)
     """Every variant is trained once with each; significance needs two or more."""
     budget: Budget | None = None

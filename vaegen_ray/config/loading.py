@@ -245,4 +245,4 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def dump_job(job: AnyJob) -> str:
     """The resolved job as JSON: every value, also those that the file left to their defaults."""
-    return json.dumps(job.model_dump(mode="json"), indent=2) + "\n"
+    return json.dumps(job.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"

@@ -305,7 +305,7 @@ class SearchJob(Section):
 
     def rung_at(self, images: int) -> int:
         """Number of the rung after so many images: where the batch is an axis, trials come to it not quite together."""
-        return round(images / self.rung_images)
+        return (2 * images + self.rung_images) // (2 * self.rung_images)  # Halves up: round() takes every other down.
 
     def costs(self, scores: Mapping[str, float]) -> tuple[float, ...]:
         """The objectives, each turned so that less is better."""

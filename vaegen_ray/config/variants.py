@@ -8,8 +8,14 @@ from pydantic import ValidationError
 from vaegen_ray.config.compare import CompareJob, run_name, without_intervals
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.sentences import sentences
-from vaegen_ray.config.settings import with_settings
+from vaegen_ray.config.settings import flat, with_settings
 from vaegen_ray.errors import JobError
+
+MEASURED_BY = (
+    "data.source", "model.image_size", "model.channels", "evaluation.images", "evaluation.features",
+    "evaluation.features.network",
+)  # fmt: skip
+"""What decides on which images, and by which network, the scores of a run are measured."""
 
 
 def variant_job(compare: CompareJob, variant: str, seed: int, *, storage: str, images: int | None = None) -> TrainJob:
@@ -36,20 +42,23 @@ def variant_job(compare: CompareJob, variant: str, seed: int, *, storage: str, i
 
 def broken_compare_rules(compare: CompareJob) -> Iterator[str]:
     """All rules between the sections of ``compare``, each of which is valid, that it breaks."""
+    base = flat(compare.base.model_dump(mode="json"))
     for variant, settings in compare.variants.items():
+        given = flat(settings)
         taken = {"seed": "seeds", "name": "variants", "storage": "storage"}
         if compare.budget is not None:
             taken["training.total_images"] = "budget"
         for path, key in taken.items():
-            if path in settings:
+            if path in given:
                 yield f"variants.{variant}.{path}: follows from `{key}`, remove it there"
         try:
             job = variant_job(compare, variant, compare.seeds[0], storage=compare.storage)
         except JobError as error:
             yield str(error)
             continue
-        for path in ("data.source", "model.image_size", "model.channels"):
-            if path in settings:
+        own = flat(job.model_dump(mode="json"))
+        for path in MEASURED_BY:
+            if own.get(path) != base.get(path):
                 yield f"variants.{variant}.{path}: must be the same in all variants, or their scores cannot be compared"
         if job.resources.fewest_workers < job.resources.most_workers:
             yield (

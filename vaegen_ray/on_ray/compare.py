@@ -20,13 +20,14 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job, job_of
 from vaegen_ray.config.run_directory import RunDirectory, check_kind, job_differences
 from vaegen_ray.config.settings import flat
-from vaegen_ray.errors import JobError, StorageError, TrainingError, VaegenError, WorkersLostError
+from vaegen_ray.errors import JobError, LeaseLostError, StorageError, TrainingError, TransientError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL, stop_on_signal
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.on_ray.trial import TuneSession
 from vaegen_ray.runs.lease import Lease, locked
+from vaegen_ray.runs.status import OVER
 from vaegen_ray.storage import Location
 from vaegen_ray.training.incidents import CollapsedError
 from vaegen_ray.training.loop import Ending
@@ -67,7 +68,9 @@ def run_comparison(job: CompareJob, on_progress: Callable[[Progress], None] = la
         ended = _ended(job, directory)
         waiting = [run for run in runs_of(job) if run not in ended]
         if not waiting:
+            (directory.root / OVER).write_text("")
             return True
+        (directory.root / OVER).remove()  # Of fewer seeds or variants.
         directory.root.check_writable()
         # What an earlier start left; one that is written from here on, while Ray starts, is meant for this one.
         directory.stop_request.remove()
@@ -83,7 +86,10 @@ def run_comparison(job: CompareJob, on_progress: Callable[[Progress], None] = la
         for run, train_job in jobs.items():
             check_placement(train_job, needs[run])
         _drive(job, directory, jobs, needs, ended, on_progress)
-        return len(ended) == len(runs_of(job))
+        is_over = len(ended) == len(runs_of(job))
+        if is_over:
+            (directory.root / OVER).write_text("")
+        return is_over
 
 
 def _drive(
@@ -127,7 +133,7 @@ def _begin(job: CompareJob, directory: CompareDirectory, train_job: TrainJob, ne
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         max_retries=job.max_failures,
-        retry_exceptions=[StorageError, WorkersLostError],
+        retry_exceptions=[StorageError, TransientError],
         max_calls=1,  # So that the peak of memory is the run's own, and a GPU's memory is given back.
     )(run_one)
     return task.remote(dump_job(train_job), directory.root.url, os.getcwd(), list(sys.argv))
@@ -141,7 +147,7 @@ def run_one(train_job: str, comparison: str, working_directory: str, command: li
     assert isinstance(job, TrainJob)
     try:
         return _trained(job, CompareDirectory(Location.of(comparison)), command)
-    except (StorageError, WorkersLostError):
+    except (StorageError, TransientError, LeaseLostError):
         raise
     except VaegenError as error:
         return Outcome(_ending_of(error), str(error))
@@ -154,6 +160,8 @@ def run_one(train_job: str, comparison: str, working_directory: str, command: li
 def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> Outcome | None:
     if finished_result(job) is not None:
         return Outcome("complete")
+    if directory.stop_request.exists():
+        return None  # It waited for room while the comparison was asked to stop.
     if job.resources.needs_ray:
         run = RunDirectory.of(job)
 
@@ -175,6 +183,8 @@ def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> 
 def _ending_of(error: VaegenError) -> Any:
     if isinstance(error, CollapsedError):
         return "collapsed"
+    if out_of_memory(error) is not None:
+        return "failed"
     return "diverged" if isinstance(error, TrainingError) else "failed"
 
 

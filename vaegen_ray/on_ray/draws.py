@@ -103,7 +103,8 @@ class Draws:
             settings = self._drawn(trial_id, sampler)
             if self._is_new(settings):
                 return settings
-        raise AssertionError("a space of more settings than trials has a new one")
+        # Nearly all were tried: where many make no valid job, the first that was not.
+        return next(settings for settings in self._all() if self._is_new(settings))
 
     @property
     def _is_finite(self) -> bool:

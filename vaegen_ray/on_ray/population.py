@@ -1,6 +1,7 @@
 """Population-based training on Tune: who copies whom, and how a trial takes over another's state."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,18 @@ class PopulationScheduler(LogScheduler):
     the donor's run directory. The config is in the log, so that a search that was interrupted goes on.
     """
 
-    def __init__(self, job: SearchJob, log: TrialLog) -> None:
+    def __init__(self, job: SearchJob, log: TrialLog, is_stopping: Callable[[], bool] = lambda: False) -> None:
         super().__init__(job, log)
         assert isinstance(job.scheduler, Population)
         self._settings = job.scheduler
         self._goal = job.objectives[0]
         self._waiting: dict[int, TuneTrial] = {}
-        self._is_stopping = False
+        self._is_stopping = is_stopping
         self._to_start: deque[TuneTrial] = deque()
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Stop, or wait for the others."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        if result.get(ENDING) == "interrupted":
-            # The search was asked to stop: those that wait here would not hear of it.
-            self._is_stopping = True
         if decision != TrialScheduler.CONTINUE or result.get(ENDING):
             self._go_on_together(tune_controller)
             return decision
@@ -68,8 +66,9 @@ class PopulationScheduler(LogScheduler):
         alive = trials.in_state(TrialState.RUNNING, TrialState.WAITING)
         newest = max((trial.position for trial in alive), default=0)
         for number in sorted(self._waiting):
-            # One that was lost reports an evaluation again that the others have left behind.
-            if self._is_stopping or trials[number].position < newest:
+            # One that was lost reports an evaluation again that the others have left behind; and those that wait here
+            # would not hear that the search was asked to stop.
+            if self._is_stopping() or trials[number].position < newest:
                 tune_controller._schedule_trial_train(self._waiting.pop(number))
         num_counted = len(trials) - len(trials.by_state[TrialState.INVALID])
         if not self._waiting or num_counted < self._job.trials or len(self._waiting) < len(alive):

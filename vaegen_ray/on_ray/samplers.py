@@ -71,7 +71,7 @@ def distributions(job: SearchJob) -> Space:
 SamplerOfTrial = Callable[[int], BaseSampler]
 
 
-def make_sampler(job: SearchJob, *, max_concurrent: int) -> SamplerOfTrial:
+def make_sampler(job: SearchJob, *, max_concurrent: int, num_earlier: int = 0) -> SamplerOfTrial:
     """Return what gives the sampler of the trial with a number.
 
     Each trial has its own, which knows nothing but the study, the job's seed and the number: so an interrupted
@@ -91,13 +91,19 @@ def make_sampler(job: SearchJob, *, max_concurrent: int) -> SamplerOfTrial:
     def chosen(number: int) -> BaseSampler:
         seed = seed_of(job.seed, number)
         learns = settings.kind in ("tpe", "gp")
-        if settings.kind == "random" or (learns and number < startup) or _falls_under(seed, random_fraction):
+        if (
+            settings.kind == "random"
+            or (learns and number + num_earlier < startup)
+            or _falls_under(seed, random_fraction)
+        ):
             return RandomSampler(seed)
         match settings.kind:
             case "tpe":
-                return _Tpe(groups, drawn, job.rung_at, seed)
+                return _Tpe(groups, drawn, job.rung_at, seed, min(startup, STARTUP_TRIALS))
             case "gp":
-                return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
+                return GPSampler(
+                    seed=seed, n_startup_trials=min(startup, STARTUP_TRIALS), warn_independent_sampling=False
+                )
             case "nsga2":
                 return NSGAIISampler(seed=seed)
             case "nsga3":
@@ -156,9 +162,11 @@ class _Tpe(TPESampler):
     fit serves several trials, whose candidates are compared all at once, whole numbers as continuous ones.
     """
 
-    def __init__(self, groups: Sequence[Space], drawn: deque[Drawn], rung_at: Callable[[int], int], seed: int) -> None:
+    def __init__(
+        self, groups: Sequence[Space], drawn: deque[Drawn], rung_at: Callable[[int], int], seed: int, fewest: int
+    ) -> None:
         super().__init__(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
-        self._groups, self._drawn, self._rung_at = groups, drawn, rung_at
+        self._groups, self._drawn, self._rung_at, self._fewest = groups, drawn, rung_at, fewest
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:  # noqa: ARG002
         return {name: distribution for group in self._groups for name, distribution in group.items()}
@@ -183,7 +191,7 @@ class _Tpe(TPESampler):
         trials = [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
         num_running = sum(t.state == TrialState.RUNNING for t in trials)
         num_ended = len(trials) - num_running
-        if num_ended < STARTUP_TRIALS:
+        if num_ended < self._fewest:
             return [{}]
         drawn: list[Drawn] = [{} for _ in range(1 + int(REFIT_PART * max(num_running, num_ended - LONG_HISTORY)))]
         is_split_at_a_rung = len(study.directions) == 1 and _some_were_stopped(trials)
@@ -208,7 +216,7 @@ class _Tpe(TPESampler):
 
 
 def _some_were_stopped(trials: list[FrozenTrial]) -> bool:
-    return any(trial.state == TrialState.PRUNED and trial.intermediate_values for trial in trials)
+    return any(trial.state == TrialState.PRUNED and trial.values is not None for trial in trials)
 
 
 def _wider(estimator: _ParzenEstimator) -> _MixtureOfProductDistribution:

@@ -42,6 +42,7 @@ from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts, starting_together
 from vaegen_ray.runs.lease import Fence, Lease, locked
+from vaegen_ray.runs.status import OVER
 from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory, trial_name
 from vaegen_ray.search.forks import Fork, fork_of, num_beginnings
 from vaegen_ray.search.leaderboard import is_over
@@ -96,7 +97,9 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
     with ExitStack() as stack:
         fence = stack.enter_context(_sole_writer(directory))
         if is_over(job, trials := check_is_of(job)):
+            (directory.root / OVER).write_text("")
             return trials
+        (directory.root / OVER).remove()  # Of fewer trials.
         directory.root.check_writable()
         # What an earlier start left; one that is written from here on, while Ray starts, is meant for this one.
         directory.stop_request.remove()
@@ -110,7 +113,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
         check_paths(job)
         stack.enter_context(sole_search_of_the_cluster(directory))
         _claim(job)
-        log = TrialLog(directory)
+        log = TrialLog(directory, fence)
         stack.callback(log.close)
         study = open_study(job, directory, database)
         stack.callback(study.close)
@@ -140,6 +143,8 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
         with stop_on_signal(directory.stop_request):
             in_thread(partial(_tune, job, fence, log, searcher, needs, max_concurrent), look)
         look()
+        if is_over(job, log.trials):
+            (directory.root / OVER).write_text("")
         return log.trials
 
 
@@ -289,7 +294,9 @@ def _tune(
             name="records",
             storage_path=records.url,
             search_alg=searcher,
-            scheduler=PopulationScheduler(job, log) if job.scheduler.kind == "pbt" else LogScheduler(job, log),
+            scheduler=PopulationScheduler(job, log, lambda: searcher.is_stopping)
+            if job.scheduler.kind == "pbt"
+            else LogScheduler(job, log),
             num_samples=-1,
             max_concurrent_trials=max_concurrent,
             max_failures=job.max_failures,

@@ -66,7 +66,7 @@ class OptunaSearcher(Searcher):
         self._is_exhausted = False
         self._num_counted = len(log.trials) - len(log.trials.by_state[TrialState.INVALID])
         self._num_invalid_in_a_row = 0
-        sampler_of = make_sampler(job, max_concurrent=max_concurrent)
+        sampler_of = make_sampler(job, max_concurrent=max_concurrent, num_earlier=study.num_earlier)
         self._draws = Draws(study, sampler_of, seen=[trial.settings for trial in log.trials])
         self._points = deque(point for point in points if not self._draws.was_seen(point))
         self._ahead: DrawsAhead | None = None
@@ -105,6 +105,11 @@ class OptunaSearcher(Searcher):
     def finish(self) -> None:
         """Begin no trial from now on; may be called from any thread."""
         self._is_stopping = True
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether :meth:`finish` was called."""
+        return self._is_stopping
 
     def close(self) -> None:
         """What was drawn ahead is kept for the next start."""

@@ -17,7 +17,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.space import trial_job
-from vaegen_ray.errors import StorageError, VaegenError, WorkersLostError
+from vaegen_ray.errors import LeaseLostError, StorageError, TransientError, VaegenError
 from vaegen_ray.on_ray.reports import report_of
 from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
@@ -72,7 +72,7 @@ def run_trial(search: SearchJob, directory: str, fence: Fence | None, config: Ma
     try:
         job = job_of_trial(search, config)
         result = _train(search, job, fence, config)
-    except (StorageError, WorkersLostError):
+    except (StorageError, TransientError, LeaseLostError):
         raise
     except VaegenError as error:
         return report_of(0, {}, ending="failed", reason=str(error))

@@ -8,12 +8,16 @@ from typing import Any
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import StorageError, VaegenError
 from vaegen_ray.runs.attempts import PREPARE_JOB, Attempt, AttemptState, read_attempts
-from vaegen_ray.runs.lease import holder_of
+from vaegen_ray.runs.lease import holder_of, newest_holder
 from vaegen_ray.storage import Location
 
 JOB_FILES = {"job.json": "train", "search.json": "search", "compare.json": "compare", PREPARE_JOB: "prepare"}
 
 DAMAGED = "damaged"
+
+
+OVER = "over"
+"""An empty file in the directory of a search or a comparison of which all has ended; drivers end by a request, too."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,22 @@ def status_of(root: Location) -> RunStatus | None:
     attempts = read_attempts(root) if "logs" in names else []
     if not kind and not attempts:
         return None
-    holder = holder_of(root / "lease") if "lease" in names else None
+    writer = newest_holder(root / "lease") if "lease" in names else None
+    holder = holder_of(root / "lease") if writer is not None else None
+    is_by_hand = writer is not None and not writer.submission  # Of which no attempt tells.
     error = attempts[-1].error if attempts else ""
     if kind != "train":
         state = attempts[-1].state if attempts else (AttemptState.RUNNING if holder else "unfinished")
+        if kind in ("search", "compare") and state in (AttemptState.COMPLETE, "unfinished"):
+            has_stopped = AttemptState.STOPPED if attempts else "unfinished"
+            state = AttemptState.COMPLETE if OVER in names else has_stopped
+        state = AttemptState.RUNNING if is_by_hand else state
         heard = attempts[-1].heard if attempts else ""
         return RunStatus(root, kind, state, heard=heard, holder=holder, error=error, attempts=attempts)
     run = RunDirectory(root)
     line = _last_line(run) if "metrics.jsonl" in names else {}
     stamp = line.get("time_s")
-    state = _state(run, attempts, holder)
+    state = AttemptState.RUNNING if is_by_hand and not run.is_complete() else _state(run, attempts, holder)
     return RunStatus(
         root,
         kind,
@@ -81,7 +91,7 @@ def list_runs(storage: Location) -> list[RunStatus]:
         try:
             status = status_of(root)
         except VaegenError as error:
-            if isinstance(error, StorageError):
+            if isinstance(error, StorageError) and not isinstance(error.__cause__, PermissionError):
                 raise
             status = RunStatus(root, "", DAMAGED, error=str(error))
         if status is not None:

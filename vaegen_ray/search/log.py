@@ -13,6 +13,7 @@ import time
 from typing import IO, Any
 
 from vaegen_ray.errors import CheckpointError
+from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.trials import Event, Trials
 from vaegen_ray.storage import Location
@@ -34,15 +35,18 @@ def read_trials(directory: SearchDirectory) -> Trials:
 class TrialLog:
     """The log with its writer. One process at a time may hold it."""
 
-    def __init__(self, directory: SearchDirectory) -> None:
-        """Read what is there; a damaged end of the newest segment is set aside, loudly."""
+    def __init__(self, directory: SearchDirectory, fence: Fence | None = None) -> None:
+        """Read what is there; a damaged end of the newest segment is set aside, loudly.
+
+        ``fence`` is the driver's: once another has taken the search over, this one writes nothing more.
+        """
         events, damage = _events(directory)
         if damage is not None:
             _set_aside(*damage)
         self.trials = Trials.of(events)
-        self._directory = directory
+        self._directory, self._fence = directory, fence
         self._next_line = len(events)
-        self._segment = _Segment(_segment_file(directory.log, _next_segment(directory.log)))
+        self._segment = self._new_segment()
 
     def record(self, event: Event) -> None:
         """Apply ``event`` to :attr:`trials` and append it. Waits for no object store."""
@@ -51,7 +55,7 @@ class TrialLog:
         self._next_line += 1
         if self._segment.num_lines == LINES_PER_SEGMENT:
             self._segment.close()
-            self._segment = _Segment(_segment_file(self._directory.log, _next_segment(self._directory.log)))
+            self._segment = self._new_segment()
         self._segment.append(json.dumps(event, allow_nan=False) + "\n")
 
     def flush(self) -> None:
@@ -62,19 +66,24 @@ class TrialLog:
         """Flush and close."""
         self._segment.close()
 
+    def _new_segment(self) -> "_Segment":
+        log = self._directory.log
+        return _Segment(_segment_file(log, _next_segment(log)), self._fence)
+
 
 class _Segment:
     """One file, grown line by line on a disk, or replaced every few seconds in an object store."""
 
-    def __init__(self, file: Location) -> None:
+    def __init__(self, file: Location, fence: Fence | None) -> None:
         self.num_lines = 0
-        self._file = file
+        self._file, self._fence = file, fence
         self._text = ""
         self._stream: IO[bytes] | None = None
         self._failure: Exception | None = None
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._closed = False
         self._uploaded_lines = 0
+        self._check_fence()
         file.write_bytes(b"")
         if file.is_local:
             self._stream = file.local_path.open("ab")
@@ -119,8 +128,13 @@ class _Segment:
         with self._lock:
             text, num_lines = self._text, self.num_lines
         if num_lines > self._uploaded_lines:
+            self._check_fence()
             self._file.write_text(text)
             self._uploaded_lines = num_lines
+
+    def _check_fence(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
 
 
 # ---------------------------------------------------------------------------- reading

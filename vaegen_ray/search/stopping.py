@@ -290,7 +290,9 @@ class MedianRule:
         bisect.insort(others, mean)
         if not is_worse:
             return None
-        return f"at {position} images its mean {self._job.objectives[0].metric} was below the median of {len(others)}"
+        return (
+            f"at {position} images its mean {self._job.objectives[0].metric} was worse than the median of {len(others)}"
+        )
 
 
 # ---------------------------------------------------------------------------- population-based training

@@ -22,6 +22,10 @@ def begin_from(source: RunDirectory, target: RunDirectory, job: TrainJob, positi
     if source.metrics.exists():
         target.metrics.write_bytes(source.metrics.read_bytes())
         JsonLines(target.metrics, position).close()  # Drops the lines beyond the position.
+    if source.incidents.exists():  # What it was rolled back by holds for whoever goes on from it.
+        entries = json.loads(source.incidents.read_text())
+        kept = [entry for entry in entries if entry.get("to", entry["position"]) <= position]
+        target.incidents.write_text(json.dumps(kept, indent=2) + "\n")
     copy = target.checkpoint(position)
     (copy / MANIFEST).remove()
     for name, content in contents.items():
