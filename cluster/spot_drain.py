@@ -7,6 +7,7 @@ way is printed and tried again.
 """
 
 import argparse
+import http.client
 import json
 import logging
 import subprocess
@@ -73,7 +74,7 @@ def main() -> int:
         try:
             if takes_away(metadata):
                 break
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
             logger.warning("no answer from %s: %s", metadata, error)
         time.sleep(options.every)
     noticed_s = time.monotonic()

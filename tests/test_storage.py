@@ -486,3 +486,14 @@ def test_file_url_is_a_local_path(tmp_path: Path) -> None:
     location = Location.of(f"file://{tmp_path}/a")
     assert location == Location.of(tmp_path / "a")
     assert location.is_local
+
+
+@pytest.mark.s3
+def test_remove_takes_no_name_for_a_pattern(s3_bucket: str) -> None:
+    """To s3fs a star in a key was one, and others' files went with it; a bracket in its own was never found."""
+    folder = Location(f"{s3_bucket}/exp")
+    for name in ("run1/x", "run2/x", "run*/x", "run?/x", "run[1]/x"):
+        (folder / name).write_text("x")
+    for name in ("run*", "run?", "run[1]"):
+        (folder / name).remove()
+    assert folder.names() == ["run1", "run2"]

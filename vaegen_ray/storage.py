@@ -8,6 +8,7 @@ tried again, on two levels that do not multiply: botocore tries a request up to 
 as a whole is repeated, after waits that grow and vary, until its patience is over.
 """
 
+import glob
 import hashlib
 import io
 import itertools
@@ -298,7 +299,12 @@ class Location:
     def _remove(self) -> None:
         if not self._is_there():
             return
-        self.filesystem.rm(self.key, recursive=True)
+        if not self.is_local and glob.has_magic(self.key):
+            # To `rm` it would be a pattern, which the keys of others may fit, and its own need not.
+            for key in self.filesystem.find(self.key):
+                self.filesystem.rm_file(key)
+        else:
+            self.filesystem.rm(self.key, recursive=True)
         # s3fs passes over the keys of a multiple deletion that the store reports as failed. Some stores show the
         # empty folder for a while.
         left = () if self.is_local else self.filesystem.find(self.key, detail=True).values()

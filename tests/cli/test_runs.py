@@ -1,5 +1,7 @@
 """`vaegen list`, `status`, `logs`, `stop` and `resume`, where there is no cluster."""
 
+import json
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -24,8 +26,8 @@ from vaegen_ray.runs.attempts import (
     root_of,
     write_attempt,
 )
-from vaegen_ray.runs.lease import Holder
-from vaegen_ray.runs.status import status_of
+from vaegen_ray.runs.lease import Holder, Lease
+from vaegen_ray.runs.status import OVER, status_of
 from vaegen_ray.storage import Location
 
 
@@ -163,3 +165,63 @@ def test_resumed_dataset_is_the_one_beside_its_submission(tmp_path: Path) -> Non
     job = load_job("jobs/prepare/cifar10.yaml", [f"destination={tmp_path}/cifar10"])
     (root_of(job) / PREPARE_JOB).write_text(dump_job(job))
     assert _job_in(root_of(job)) == job
+
+
+def test_resume_of_a_renamed_directory_is_refused_instead_of_beginning_another_run(tmp_path: Path) -> None:
+    job = job_of(tree_of("vae") | {"storage": str(tmp_path)}, "job")
+    RunDirectory(Location.of(tmp_path) / f"{job.name}-old").job_file.write_text(dump_job(job))
+    with pytest.raises(runs.JobError, match=rf"{job.name}-old: holds '{job.name}', and would go on in"):
+        _job_in(Location.of(tmp_path) / f"{job.name}-old")
+
+
+def test_stop_ends_no_process_of_another_container(verb: Verbs, tmp_path: Path) -> None:
+    """Which may have the name of this machine: there its number means another process."""
+    job = job_of(tree_of("vae") | {"storage": str(tmp_path)}, "job")
+    RunDirectory.of(job).job_file.write_text(dump_job(job))
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        lease = Lease(RunDirectory.of(job).root / "lease")
+        record = next(path for path in (tmp_path / job.name / "lease").iterdir() if path.is_file())
+        tree = json.loads(record.read_text()) | {"pid": bystander.pid, "pid_namespace": "pid:[1]"}
+        record.write_text(json.dumps(tree))
+        said = verb("stop", tmp_path / job.name, "--now", code=2)
+        assert "give the command on that machine, in the same container" in said
+        assert bystander.poll() is None
+        lease.release()
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize(
+    ("was_submitted", "is_over", "state"),
+    [(True, True, "complete"), (True, False, "stopped"), (False, True, "complete"), (False, False, "unfinished")],
+)
+def test_search_is_complete_where_its_trials_are_however_its_driver_ended(
+    was_submitted: bool,
+    is_over: bool,
+    state: str,
+    tmp_path: Path,
+) -> None:
+    """One that was asked to stop was called complete, and a finished one that nobody had submitted, unfinished."""
+    root = Location.of(tmp_path) / "search"
+    (root / "search.json").write_text("{}")
+    if was_submitted:
+        write_attempt(root, replace(an_attempt(), state=AttemptState.COMPLETE, exit_code=0))
+    if is_over:
+        (root / OVER).write_text("")
+    status = status_of(root)
+    assert status is not None
+    assert status.state == state
+
+
+def test_run_that_goes_on_by_hand_after_a_failed_submission_is_running(tmp_path: Path) -> None:
+    job = job_of(tree_of("vae") | {"storage": str(tmp_path)}, "job")
+    root = RunDirectory.of(job).root
+    RunDirectory.of(job).job_file.write_text(dump_job(job))
+    write_attempt(root, replace(an_attempt(), state=AttemptState.FAILED, exit_code=1, error="gone"))
+    lease = Lease(root / "lease")
+    states = [status_of(root)]
+    lease.release()
+    states.append(status_of(root))
+    assert [status.state for status in states if status is not None] == ["running", "failed"]

@@ -103,3 +103,8 @@ def test_announced_attempt_counts_until_its_driver_tells_of_itself(tmp_path: Pat
     write_attempt(root, complete)
     announce_attempt(root, announced)
     assert read_attempts(root)[0].state is AttemptState.COMPLETE
+
+
+def test_secret_of_a_variable_that_ends_in_a_line_break_is_blotted_out() -> None:
+    """As of a file that a secret of Kubernetes was made from."""
+    assert redacted("my key is hunter22-abc, yes", {"WANDB_API_KEY": "hunter22-abc\n"}) == "my key is ***, yes"

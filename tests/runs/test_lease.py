@@ -178,3 +178,9 @@ def test_damaged_file_of_the_lease_is_passed_over(tmp_path: Path) -> None:
     assert lease.fence.number == 4
     assert time.monotonic() - started < 0.9
     lease.release()
+
+
+def test_holder_whose_birth_the_system_does_not_tell_is_not_known_to_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS: there a second driver took over from a living one at once."""
+    monkeypatch.setattr(leases, "_birth", lambda _pid: "")
+    assert not Holder.this_process().is_known_dead()

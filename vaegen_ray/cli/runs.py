@@ -204,8 +204,8 @@ def stop(
     holder = newest_holder(root / "lease")
     if holder is None:
         raise JobError(f"{root}: nobody is at it ({status.state}); there is nothing to stop")
-    if holder.host != Holder.this_process().host:
-        raise JobError(f"{root}: is written by {holder}; give the command on that machine")
+    if not holder.is_near():
+        raise JobError(f"{root}: is written by {holder}; give the command on that machine, in the same container")
     _signal(root, holder, signal.SIGKILL if now else signal.SIGTERM)
     console.print(f"{'killed' if now else 'asked'} {holder}{'' if now else ' to save a checkpoint and leave'}")
 

@@ -79,7 +79,12 @@ def _job_in(root: Location) -> AnyJob:
         place = {"destination": root.url.removesuffix(BESIDE_DATASET)}
     else:
         place = {"storage": root.parent.url}
-    return job_of({**load_tree(file.url), **place}, str(file))
+    job = job_of({**load_tree(file.url), **place}, str(file))
+    if root_of(job) != root:
+        raise JobError(
+            f"{root}: holds '{job.name}', and would go on in {root_of(job)}; give the directory that name again"
+        )
+    return job
 
 
 def run(

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vaegen_ray.data.format import Shard
-from vaegen_ray.errors import DataError
+from vaegen_ray.errors import DataError, StorageError
 from vaegen_ray.storage import Location
 
 ATTEMPTS = 2
 """A shard that arrives damaged is fetched once more."""
 
-ROWS_PER_READ = 512
+ROWS_PER_READ = 128
+"""Arrow holds the bytes of so many in an array of less than 2 GB."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ def _copy(location: Location, path: Path) -> tuple[int, str]:
         sha256 = _sha256(path) if location.is_local else location.download(path)
     except OSError as error:
         if location.exists():
-            raise
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"{location}: cannot be read: {error}; check the rights and the disk") from error
         raise DataError(
             f"{location}: must be there, dataset.json names it, got nothing; restore it or prepare again"
         ) from error

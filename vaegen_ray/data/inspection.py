@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.format import Shard, Split
 from vaegen_ray.data.pixels import Pixels, decode_pixels
-from vaegen_ray.errors import DataError
+from vaegen_ray.errors import DataError, StoreUnavailableError
 
 
 def spread_images(dataset: Dataset, split: Split, count: int) -> Pixels:
@@ -67,5 +67,7 @@ def _opened(dataset: Dataset, shard: Shard) -> Iterator[pq.ParquetFile]:
     try:
         with location.open() as file:
             yield pq.ParquetFile(file)
+    except StoreUnavailableError:
+        raise
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{location}: cannot be read ({error}); `vaegen data verify` tells the rest") from error

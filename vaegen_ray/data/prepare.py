@@ -186,9 +186,11 @@ class _Commit:
         self._check_rejected()
         counts = {split: sum(shard.rows for shard in self._splits[split]) for split in SPLITS}
         if not counts["train"]:
+            rejected = f", and {sum(self._rejected.values())} rejected ({REJECTED_FILE})" if self._rejected else ""
+            remedy = "lower minimum_pixels" if self._rejected["too_small"] else "lower held_out_fraction"
             raise DataError(
-                f"{self._job.name}: must have at least one training image, got none and {counts['held_out']} held-out; "
-                "lower held_out_fraction or add images"
+                f"{self._job.name}: must have at least one training image, got none and {counts['held_out']} held-out"
+                f"{rejected}; {remedy} or add images"
             )
         metadata = self._metadata(counts)
         keep = {shard.file for shards in self._splits.values() for shard in shards}
@@ -293,7 +295,7 @@ def _claim(job: PrepareJob, destination: Location) -> None:
             f"destination: {destination} must be an empty folder or this job's, got {len(names)} other entries "
             f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); choose another folder"
         )
-    (destination / JOB_FILE).write_text(_job_text(job))
+    (destination / JOB_FILE).create(_job_text(job).encode())
     _check_same_job(job, destination)  # Another job may have begun at the same moment.
 
 

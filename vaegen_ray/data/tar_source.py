@@ -80,13 +80,13 @@ class TarImages:
     def _label_type(self, paths: Sequence[str]) -> LabelType | None:
         if self._source.label_extension is None:
             return None
-        path = next((path for path in paths if next(self._samples(path), None)), paths[0])
-        for sample in self._samples(path):
-            if sample.label is not None:
-                with suppress(DataError):  # The image is rejected with its reason.
-                    return "int64" if isinstance(self._label(sample), int) else "string"
+        for path in paths:
+            for sample in self._samples(path):
+                if sample.label is not None:
+                    with suppress(DataError):  # The image is rejected with its reason.
+                        return "int64" if isinstance(self._label(sample), int) else "string"
         raise DataError(
-            f"source.label_extension: {location_of(self.root, path)} must hold .{self._source.label_extension} files "
+            f"source.label_extension: {self.root} must hold .{self._source.label_extension} files "
             "with labels, got none; remove the key or name another"
         )
 

@@ -14,7 +14,7 @@ from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.format import METADATA_FILE, REJECTED_FILE, Metadata, Shard
 from vaegen_ray.data.pixels import decode_pixels
 from vaegen_ray.data.tasks import UNFINISHED
-from vaegen_ray.errors import StorageError
+from vaegen_ray.errors import StorageError, StoreUnavailableError
 from vaegen_ray.storage import Location
 
 ROWS_PER_READ = 256
@@ -55,6 +55,8 @@ def _problems_of_shard(
         path = location.local_path if location.is_local else Path(folder) / shard.file
         try:
             sha256 = _sha256(path) if location.is_local else location.download(path)
+        except StoreUnavailableError:
+            raise  # Says nothing of the shard.
         except OSError as error:
             yield f"{shard.file}: cannot be read ({error})"
             return

@@ -166,9 +166,10 @@ def _copy(stream: IO[bytes], log: Path) -> None:
     with log.open("ab", buffering=0) as file:
         for line in stream:
             text = redacted(line.decode(errors="replace"), os.environ)
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            file.write(text.encode())
+            with suppress(OSError):  # A full disk costs a part of the log; a child whose words nobody takes would hang.
+                file.write(text.encode())
+                sys.stdout.write(text)
+                sys.stdout.flush()
 
 
 @contextmanager

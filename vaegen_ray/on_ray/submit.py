@@ -92,8 +92,7 @@ def absolute(job: AnyJob) -> AnyJob:
     if isinstance(job, PrepareJob):
         tree = job.model_dump(mode="json")
         tree["destination"] = _absolute(job.destination)
-        if path := tree["source"].get("path"):
-            tree["source"]["path"] = _absolute(path)
+        tree["source"] |= {key: _absolute(tree["source"][key]) for key in ("path", "root") if key in tree["source"]}
         return job_of(tree, job.name)
     return _absolute_train(job)
 

@@ -67,6 +67,8 @@ class Supervisor:
                 result = fit(count)
             except ray.train.TrainingFailedError as error:
                 self._note(error, newest_checkpoint(run))
+                if stop_signal(run) is None:
+                    run.stop_request.remove()  # To move; they are gone already.
                 continue
             finally:
                 self.workers = 0

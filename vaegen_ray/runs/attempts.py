@@ -188,7 +188,9 @@ SHORTEST_SECRET = 6
 
 def redacted(text: str, environment: Mapping[str, str]) -> str:
     """``text`` with the values of secret environment variables, Ray's token and secrets in URLs blotted out."""
-    secrets = [value for name, value in environment.items() if SECRET_NAMES.search(name) and not name.endswith("_PATH")]
+    secrets = [
+        value.strip() for name, value in environment.items() if SECRET_NAMES.search(name) and not name.endswith("_PATH")
+    ]
     for secret in sorted([*secrets, _ray_token(environment)], key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, "***")

@@ -66,10 +66,14 @@ class Holder:
         submitted = f"submission {self.submission}, " if self.submission else ""
         return f"{submitted}process {self.pid} on {self.host} of {self.user}"
 
+    def is_near(self) -> bool:
+        """Whether its number means a process of this machine, and of this container."""
+        return (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
+
     def is_known_dead(self) -> bool:
         """Whether it was a process of this machine, and of this container, that is no more."""
-        is_near = (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
-        return is_near and (not self.born or _birth(self.pid) != self.born)
+        # Where the system does not tell when processes began, only silence tells.
+        return self.is_near() and bool(self.born) and _birth(self.pid) != self.born
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ class JsonLines:
         if not replaces_last:
             self._end_of_last_but_one = self._stream.seek(0, 2)
         self._stream.seek(self._end_of_last_but_one)
-        self._stream.write(_encoded(self._lines[-1:]))
+        content = _encoded(self._lines[-1:])
+        while content:  # A disk that becomes full takes a part, and says so only at the next write.
+            content = content[self._stream.write(content) :]
         self._stream.truncate()
 
     def _insert(self, line: Line, position: int) -> None:
