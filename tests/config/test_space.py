@@ -43,7 +43,7 @@ def refusal(**sections: Any) -> str:
         ({f"{BALANCE}.share": {**UNIFORM, "high": 1.5}}, f"space.{BALANCE}.share.high: 1.5 makes no valid job"),
         ({"model.latent_dim": {"kind": "uniform", "low": 2.0, "high": 8.0}}, "must be a whole number"),
         ({"model.latent_dim": {"kind": "integer", "low": 0, "high": 8}}, "low: 0 makes no valid job"),
-        ({"model.image_size": {"kind": "choice", "values": [16, 17]}}, "values[1]: 17 makes no valid job"),
+        ({"data.random_crop_pixels": {"kind": "choice", "values": [1, 1000]}}, "values[1]: 1000 makes no valid job"),
         ({KL: {"kind": "uniform", "low": 2.0, "high": 1.0}}, f"space.{KL}.low: must be below high (1.0), got 2.0"),
         ({KL: {"kind": "log_uniform", "low": 0.0, "high": 1.0}}, f"space.{KL}.low: must be above 0, got 0.0"),
         ({KL: {"kind": "loguniform", "low": 0.1, "high": 1.0}}, "did you mean 'log_uniform'?"),
@@ -286,3 +286,27 @@ def test_set_without_a_base_is_no_second_mistake(tmp_path: Path) -> None:
     with pytest.raises(JobError) as refused:
         load_job(tmp_path / "search.yaml")
     assert str(refused.value) == f"{tmp_path / 'search.yaml'}: base: is required; add it"
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"sampler": {"kind": "random", "startup_trials": 50}}, "startup_trials: has no effect with 'random'"),
+        ({"sampler": {"kind": "qmc", "random_fraction": 0.5}}, "random_fraction: has no effect with 'qmc'"),
+        ({"scheduler": {"kind": "pareto", "grace_images": 10**9}}, "scheduler.grace_images: must be below"),
+        (
+            {"space": {"data.source": {"kind": "choice", "values": ["a", "b"]}}, "points": []},
+            "space.data.source: cannot be searched, trials must agree in it",
+        ),
+    ],
+)
+def test_setting_of_a_search_without_an_effect_is_refused(sections: dict[str, Any], sentence: str) -> None:
+    assert sentence in refusal(**sections)
+
+
+@pytest.mark.parametrize("start", [0, 500])
+def test_every_evaluation_is_a_rung_wherever_the_adversary_begins(start: int) -> None:
+    """Where it began half an interval from them, every other one was taken for the one before."""
+    job = search_job("runs", base_tree(evaluation={"every_images": 1000}, training={"total_images": 10_000}))
+    rungs = [job.rung_at(at - start) for at in range(1000, 10_000, 1000)]
+    assert rungs == sorted(set(rungs))

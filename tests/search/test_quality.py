@@ -54,3 +54,7 @@ def test_interval_is_that_of_students_t(count: int) -> None:
     low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
     assert estimate.mean - estimate.half_width == pytest.approx(low, abs=0.01)
     assert estimate.mean + estimate.half_width == pytest.approx(high, abs=0.01)
+
+
+def test_interval_of_few_values_is_that_of_students_t() -> None:
+    assert Estimate.of([0.0, 2.0]).half_width == pytest.approx(12.706, rel=1e-4)

@@ -116,7 +116,7 @@ class Comparison:
         """Seconds, images a second and bytes of the variant's ended runs."""
         ended = [run for run in self.runs[variant] if run.outcome is not None]
         columns = {
-            "seconds": [run.seconds for run in ended],
+            "seconds": [run.seconds for run in ended if run.seconds > 0],  # None was measured before a first report.
             "images_per_s": [run.images_per_s for run in ended],
             "memory_bytes": [run.memory_bytes for run in ended],
         }

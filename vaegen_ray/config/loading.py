@@ -1,7 +1,7 @@
 """From a YAML file and overrides to a validated job."""
 
 import json
-import os
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -143,9 +143,8 @@ def _with_base(tree: Tree, path: str | Path) -> Tree:
     base, settings = tree.get("base"), tree.get("set", {})
     if isinstance(base, str):
         beside = Location.of(path).parent / base if "://" not in base and not base.startswith("/") else base
-        base = load_tree(
-            os.path.normpath(beside.url) if isinstance(beside, Location) and beside.is_local else str(beside)
-        )
+        scheme, separator, rest = str(beside).rpartition("://")
+        base = load_tree(f"{scheme}{separator}{posixpath.normpath(rest)}")
     tree = {key: value for key, value in tree.items() if key != "set"}
     if not isinstance(base, dict):
         return tree

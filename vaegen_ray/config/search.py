@@ -160,7 +160,15 @@ class Sampler(Section):
     """Drawn at random before `tpe` or `gp` begins; by default 10, or twice `max_concurrent` where that is more."""
     random_fraction: ProperFraction | None = None
     """Part of the later trials that are drawn at random too. By default a third where trials of one objective are
-    stopped early, as in BOHB (Falkner et al. 2018), and none elsewhere."""
+    stopped early, as in BOHB (Falkner et al. 2018), and none elsewhere. Of `tpe` and `gp`."""
+
+    @model_validator(mode="after")
+    def _learners_draw_at_random_too(self) -> Self:
+        if self.kind not in ("tpe", "gp"):
+            for key in ("startup_trials", "random_fraction"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key}: has no effect with '{self.kind}'; remove it, or use 'tpe' or 'gp'")
+        return self
 
 
 class NoStopping(Section):

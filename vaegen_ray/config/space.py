@@ -28,11 +28,12 @@ from vaegen_ray.config.watchdog import CHANGEABLE
 from vaegen_ray.errors import JobError
 
 FIXED_IN_A_SEARCH = (
-    "kind", "name", "storage", "tracking", "resources", "evaluation", "data.cache",
+    "kind", "name", "storage", "tracking", "resources", "evaluation", "data.source", "data.cache", "data.cache_bytes",
+    "data.placement", "model.image_size", "model.channels",
     "training.total_images", "training.report_every_images", "training.checkpoint_every_images",
     "training.keep_checkpoints", "training.accumulation_steps", "changes",
 )  # fmt: skip
-"""Settings that change where a trial runs, how long, or how it is judged, and not what is trained."""
+"""Settings that change where a trial runs, how long, or by what it is judged."""
 
 
 def train_job_of(tree: Mapping[str, Any]) -> TrainJob:
@@ -224,6 +225,12 @@ def _schedulers(search: SearchJob) -> Iterator[str]:
             f"scheduler '{kind}', which judges trials at their evaluations, got {shown(every)}; give it in `set`, "
             "or use scheduler: {kind: none}"
         )
+    grace_images = getattr(search.scheduler, "grace_images", None)
+    if grace_images is not None and grace_images >= training.total_images:
+        yield (
+            f"scheduler.grace_images: must be below base.training.total_images ({training.total_images}), got "
+            f"{grace_images}; no trial would be stopped"
+        )
     if kind == "pbt":
         if search.base.resources.needs_ray:
             yield "base.resources.workers: must be 1 with the scheduler 'pbt'; use another scheduler"
@@ -244,7 +251,7 @@ def _axes(search: SearchJob) -> Iterator[str]:
     ordered = dict(in_order(search.space))
     for name, axis in search.space.items():
         if any(name == fixed or name.startswith(f"{fixed}.") for fixed in FIXED_IN_A_SEARCH):
-            yield f"space.{name}: cannot be searched, it does not change what is trained; give it in `set` instead"
+            yield f"space.{name}: cannot be searched, trials must agree in it; give it in `set` instead"
             continue
         conditions = list(_conditions_of(name, axis, search.space))
         yield from conditions

@@ -94,7 +94,7 @@ def make_sampler(job: SearchJob, *, max_concurrent: int, num_earlier: int = 0) -
         if (
             settings.kind == "random"
             or (learns and number + num_earlier < startup)
-            or _falls_under(seed, random_fraction)
+            or (learns and _falls_under(seed, random_fraction))
         ):
             return RandomSampler(seed)
         match settings.kind:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy import stats
 
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.search.pareto import Costs, front, hypervolume
@@ -104,18 +105,7 @@ class Estimate:
         if len(values) < 2:
             return cls(float(np.mean(values)), math.nan)
         spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-        return cls(float(np.mean(values)), _t_quantile(len(values) - 1) * spread)
+        return cls(float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1)) * spread)
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.half_width:.3f}"
-
-
-def _t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t: Cornish & Fisher's expansion, to 0.3 % from 5 degrees of freedom on."""
-    z = 1.959964
-    terms = (
-        (z**3 + z) / (4 * degrees),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3),
-    )
-    return z + sum(terms)
