@@ -20,12 +20,12 @@ METRICS = {
     "discriminator_loss": 1.375,
     "adversarial_loss": 0.6931,
     "nll_nats": 812.5,
-    "kl_nats": 12.25,
+    "train_kl_nats": 12.25,
     "adversarial_share": 0.4,
     "images_per_s": 2000.0,
     "learning_rate": 1e-3,
 }
-LOSSES = ("generator_loss", "discriminator_loss", "adversarial_loss", "nll_nats", "kl_nats")
+LOSSES = ("generator_loss", "discriminator_loss", "adversarial_loss", "nll_nats", "train_kl_nats")
 
 ON_A_TERMINAL = f"""
 from rich.console import Console
@@ -90,7 +90,7 @@ def test_file_gets_a_plain_line_with_rate_time_left_and_every_loss(
         shown.update(500, METRICS | {"images_per_s": 0.1})
     assert file.getvalue() == (
         "500/1,000 images | 0 images/s | 1:23:20 left | adversarial_loss 0.6931 | discriminator_loss 1.375 | "
-        "generator_loss 0.25 | kl_nats 12.25 | nll_nats 812.5\n"
+        "generator_loss 0.25 | nll_nats 812.5 | train_kl_nats 12.25\n"
     )
 
 

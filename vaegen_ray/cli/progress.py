@@ -12,7 +12,7 @@ HIDDEN = (
     "images_per_s", "step_s", "data_wait_s", "learning_rate", "training_s", "input_s", "evaluation_s", "checkpoint_s",
     "peak_memory_bytes",
 )  # fmt: skip
-LOSSES = ("_loss", "nll_nats", "kl_nats", "feature_error")
+LOSSES = ("_loss", "nll_nats", "train_kl_nats", "feature_error")
 """Endings of the names that stand first: generator's and discriminator's losses, and the terms of the bound."""
 
 SECONDS_A_LINE = 10.0
