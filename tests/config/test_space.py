@@ -295,6 +295,14 @@ def test_set_without_a_base_is_no_second_mistake(tmp_path: Path) -> None:
         ({"sampler": {"kind": "qmc", "random_fraction": 0.5}}, "random_fraction: has no effect with 'qmc'"),
         ({"scheduler": {"kind": "pareto", "grace_images": 10**9}}, "scheduler.grace_images: must be below"),
         (
+            {
+                "scheduler": {"kind": "pbt"},
+                "trials": 3,
+                "objectives": [{"metric": "reconstruction_psnr", "goal": "maximize"}],
+            },
+            "trials: must be at least 4 with scheduler.replaced_fraction 0.25",
+        ),
+        (
             {"space": {"data.source": {"kind": "choice", "values": ["a", "b"]}}, "points": []},
             "space.data.source: cannot be searched, trials must agree in it",
         ),

@@ -352,7 +352,7 @@ def test_population_asked_to_stop_leaves_although_members_wait_for_each_other(da
         longer,
         objectives=[{"metric": "reconstruction_psnr", "goal": "maximize"}],
         space={"objective.kl.weight": SPACE["objective.kl.weight"]},
-        scheduler={"kind": "pbt"},
+        scheduler={"kind": "pbt", "replaced_fraction": 0.5},
         trials=2,
     )
     directory = SearchDirectory.of(job)

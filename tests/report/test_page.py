@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.report.conftest import Browser
 from vaegen_ray.cli.main import app
 from vaegen_ray.compare.directory import CompareDirectory
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.runs.attempts import Attempt, AttemptState, now, write_attempt
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.storage import Location
 
@@ -150,3 +152,15 @@ def test_watch_shows_how_each_stands(
         result = CliRunner().invoke(app, ["watch", root.url], env={"COLUMNS": "160"})
         assert result.exit_code == 0, result.output
         assert expected in result.output
+
+
+@pytest.mark.timeout(60)
+def test_watch_of_a_run_whose_submission_failed_ends_and_says_why(trained: RunDirectory, tmp_path: Path) -> None:
+    run = RunDirectory(Location.of(tmp_path) / "failed")
+    run.job_file.write_text(trained.job_file.read_text())
+    run.metrics.write_text(trained.metrics.read_text())
+    attempt = Attempt(1, "tiny-a1", "http://127.0.0.1:9", "process 7", now(), now())
+    write_attempt(run.root, replace(attempt, state=AttemptState.FAILED, exit_code=1, error="the loss is not finite"))
+    result = CliRunner().invoke(app, ["watch", run.root.url], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "failed: the loss is not finite" in result.output

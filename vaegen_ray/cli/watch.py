@@ -17,8 +17,11 @@ from vaegen_ray.cli.leaderboard import front_table, summary, wide_console
 from vaegen_ray.cli.report import MARKS, kind_of
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
+from vaegen_ray.runs.attempts import AttemptState
+from vaegen_ray.runs.status import status_of
 from vaegen_ray.storage import Location
 
+ENDED = (AttemptState.COMPLETE, AttemptState.STOPPED, AttemptState.FAILED)
 PERIOD_S = {True: 2.0, False: 10.0}
 """Where the directory is local, and where it is in an object store, which counts requests."""
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -73,7 +76,12 @@ def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
     if rate:
         words.append(f"{rate:,.0f} images/s")
         words += [] if is_over else [f"{_duration((total - position) / rate)} left"]
-    words.append("complete" if is_over else _heard(lines))
+    status = status_of(root)
+    if status is not None and status.state in ENDED:
+        is_over = True
+        words.append(": ".join(filter(None, (status.state, status.error))))
+    else:
+        words.append(_heard(lines))
     names = [name for name in CURVES if any(name in line for line in lines)]
     panels = [_curve(name, [line[name] for line in lines if isinstance(line.get(name), int | float)]) for name in names]
     incidents = [Text(f"{entry['action']}: {entry['sentence']}", style="yellow") for entry in read_incidents(run)[-4:]]

@@ -231,7 +231,13 @@ def _schedulers(search: SearchJob) -> Iterator[str]:
             f"scheduler.grace_images: must be below base.training.total_images ({training.total_images}), got "
             f"{grace_images}; no trial would be stopped"
         )
-    if kind == "pbt":
+    if search.scheduler.kind == "pbt":
+        if int(search.trials * search.scheduler.replaced_fraction) == 0:
+            yield (
+                f"trials: must be at least {math.ceil(1 / search.scheduler.replaced_fraction)} with "
+                f"scheduler.replaced_fraction {search.scheduler.replaced_fraction:g}, or none is ever replaced, got "
+                f"{search.trials}; raise one of them"
+            )
         if search.base.resources.needs_ray:
             yield "base.resources.workers: must be 1 with the scheduler 'pbt'; use another scheduler"
         if every is not None and every % training.images_per_step:
