@@ -139,6 +139,15 @@ def test_stop_of_a_process_that_has_just_ended_says_so(tmp_path: Path) -> None:
         runs._signal(Location.of(tmp_path), gone, 0)
 
 
+@pytest.mark.timeout(60)
+def test_stop_of_what_has_not_begun_on_a_cluster_that_is_gone_waits_for_nobody(verb: Verbs, tmp_path: Path) -> None:
+    root = Location.of(tmp_path) / "tiny"
+    write_attempt(root, an_attempt(driver=""))
+    said = verb("stop", root)
+    assert "has not begun, and its cluster, http://127.0.0.1:9, cannot be reached from here" in said
+    assert (attempt_folder(root, 1) / "stop").read_text() == "save"
+
+
 # ---------------------------------------------------------------------------- resume
 
 

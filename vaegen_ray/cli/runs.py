@@ -198,8 +198,15 @@ def stop(
     status = _status(root)
     running = [attempt for attempt in status.attempts if attempt.state is AttemptState.RUNNING]
     if running:
-        _stop_submission(root, running[-1], now=now)
-        _wait_for_end(root, running[-1].number, console)
+        attempt = running[-1]
+        is_heard = _stop_submission(root, attempt, now=now)
+        if is_heard or attempt.driver:
+            _wait_for_end(root, attempt.number, console)
+        else:
+            console.print(
+                f"attempt {attempt.number} of {root} has not begun, and its cluster, {attempt.cluster}, cannot be "
+                "reached from here; should it begin, it will end at once"
+            )
         return
     holder = newest_holder(root / "lease")
     if holder is None:
@@ -219,8 +226,11 @@ def _signal(root: Location, holder: Holder, number: int) -> None:
         raise JobError(f"{root}: {holder} has just ended; there is nothing to stop") from error
 
 
-def _stop_submission(root: Location, attempt: Attempt, *, now: bool) -> None:
-    """Through Ray where it can be reached, so that its records say so; else by a file that the driver looks for."""
+def _stop_submission(root: Location, attempt: Attempt, *, now: bool) -> bool:
+    """Through Ray where it can be reached, so that its records say so; else by a file that the driver looks for.
+
+    Returns whether Ray was reached.
+    """
     request = attempt_folder(root, attempt.number) / STOP
     if now:
         request.write_text("now")
@@ -231,9 +241,10 @@ def _stop_submission(root: Location, attempt: Attempt, *, now: bool) -> None:
         stop_on_ray(connect(attempt.cluster), attempt.submission)
     except (ClusterError, ImportError):
         request.write_text("now" if now else "save")
-        return
+        return False
     if not attempt.driver:  # It will not begin, so nobody else can tell of its end.
         write_attempt(root, replace(attempt, state=AttemptState.STOPPED))
+    return True
 
 
 def _wait_for_end(root: Location, number: int, console: Console) -> None:
