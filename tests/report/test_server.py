@@ -18,6 +18,7 @@ from vaegen_ray.compare.directory import CompareDirectory
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.report import server as server_module
 from vaegen_ray.report.server import Server
+from vaegen_ray.runs.attempts import Attempt, now, write_attempt
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.storage import Location
 
@@ -86,6 +87,28 @@ def test_server_says_when_nothing_is_new_and_tells_what_is(server: Server, tmp_p
 )  # fmt: skip
 def test_server_gives_nothing_that_its_storage_does_not_list(server: Server, path: str) -> None:
     assert get(server, path)[0] == HTTPStatus.NOT_FOUND
+
+
+def test_server_shows_what_has_not_begun_and_what_is_damaged(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "FRESH_S", 0.0)
+    attempt = Attempt(1, "faces-1", "http://head:8265", "", begun=now(), heard=now())
+    write_attempt(Location.of(str(tmp_path / "waiting")), attempt)
+    shutil.copytree(str(trained.root), tmp_path / "broken")
+    (tmp_path / "broken/job.json").write_text("{")
+    for own in serving(Location.of(tmp_path)):
+        waiting = json.loads(get(own, "data/waiting")[1])
+        assert "running" in waiting["subtitle"]
+        assert "attempt 1, submitted as faces-1 to http://head:8265: running" in waiting["blocks"][0]["sentences"]
+        broken = json.loads(get(own, "data/broken")[1])
+        assert "damaged" in broken["subtitle"]
+        assert "job.json" in broken["blocks"][0]["sentences"][0]
+        # Once it has begun, the same page shows the run.
+        shutil.copytree(str(trained.root), tmp_path / "waiting", dirs_exist_ok=True)
+        status, text = get(own, f"data/waiting?version={waiting['version']}")
+        assert status == HTTPStatus.OK
+        assert json.loads(text)["kind"] == "run"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])

@@ -10,10 +10,10 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from vaegen_ray.errors import VaegenError
-from vaegen_ray.report.blocks import table
+from vaegen_ray.errors import CheckpointError, JobError, VaegenError
+from vaegen_ray.report.blocks import note, table
 from vaegen_ray.report.page import html_page
-from vaegen_ray.runs.status import list_runs
+from vaegen_ray.runs.status import list_runs, status_of
 from vaegen_ray.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,12 @@ class Server(ThreadingHTTPServer):
             if folder not in ("trials", "runs") or entry not in (root / folder).names():
                 return None
             root = root / folder / entry
-        return self.page_of(root) if len(rest) % 2 == 0 else None
+        if len(rest) % 2:
+            return None
+        try:
+            return self.page_of(root)
+        except (JobError, CheckpointError) as error:
+            return _page_without_results(root, error)
 
     def _index(self) -> dict[str, Any]:
         statuses = list_runs(self.root)
@@ -89,6 +94,31 @@ class Server(ThreadingHTTPServer):
             "blocks": [table("Runs, searches and comparisons", columns, rows, opens=opens)],
             "version": str(hash(str(rows))),
         }
+
+
+def _page_without_results(root: Location, problem: VaegenError) -> dict[str, Any] | None:
+    """What is known of a submission that has not begun, of a dataset's, or of what is damaged."""
+    status = None
+    try:
+        status = status_of(root)
+    except (JobError, CheckpointError) as error:
+        sentences, state = [str(error)], "damaged"
+    else:
+        if status is None:
+            return None
+        state = str(status.state)
+        sentences = [
+            f"attempt {attempt.number}, submitted as {attempt.submission} to {attempt.cluster}: {attempt.state}"
+            + (f"; {attempt.error}" if attempt.error else "")
+            for attempt in status.attempts
+        ]
+    return {
+        "kind": (status.kind if status else "") or "submission",
+        "title": root.name,
+        "subtitle": f"{root}: {state}",
+        "blocks": [note("What is known", sentences or [str(problem)])],
+        "version": str(hash((state, *sentences))),
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):
