@@ -32,7 +32,11 @@ class CheckpointError(VaegenError, RuntimeError):
 
 
 class TrainingError(VaegenError, RuntimeError):
-    """Training cannot go on: a number is not finite, replicas drifted, a process group broke."""
+    """Training cannot go on: it diverged, replicas drifted, a process group broke."""
+
+
+class DivergedError(TrainingError):
+    """A loss, a gradient, an image or a score is not finite."""
 
 
 class WorkersLostError(TrainingError, TransientError):

@@ -13,7 +13,7 @@ from tests.evaluation.samples import random_pictures, tiny_generator, tiny_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import DataError, TrainingError
+from vaegen_ray.errors import DataError, DivergedError
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.scores import UNITS, Compared, read_record, save_scores
 
@@ -129,7 +129,7 @@ def test_evaluate_of_a_diverged_generator_names_what_is_not_finite(part: str, na
     generator = tiny_generator(job)
     with torch.no_grad():
         next(getattr(generator, part).parameters()).fill_(math.nan)
-    with pytest.raises(TrainingError, match=rf"evaluation\.({named}): images must be finite, .* in 60 of 60"):
+    with pytest.raises(DivergedError, match=rf"evaluation\.({named}): images must be finite, .* in 60 of 60"):
         evaluate(generator, random_pictures(60), job, device=CPU)
 
 
@@ -140,7 +140,7 @@ def test_evaluate_of_a_posterior_without_a_variance_names_the_score() -> None:
     with torch.no_grad():
         # The images are finite: the posterior's mean, which they are decoded from, is.
         generator.encoder.to_posterior.bias[6:] = math.nan
-    with pytest.raises(TrainingError, match=r"evaluation\.kl_nats: must be finite, got nan"):
+    with pytest.raises(DivergedError, match=r"evaluation\.kl_nats: must be finite, got nan"):
         evaluate(generator, random_pictures(60), job, device=CPU)
 
 

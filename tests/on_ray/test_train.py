@@ -137,6 +137,24 @@ def test_what_one_worker_met_alone_ends_the_run_in_its_own_words(dataset: Path, 
     assert begun == [2]
 
 
+def test_workers_that_leave_to_make_room_do_not_take_a_request_to_stop_with_them(dataset: Path, tmp_path: Path) -> None:
+    job = two_worker_job(dataset, tmp_path)
+    run, begun = RunDirectory.of(job), list[int]()
+    run.move_request.write_text("")  # Of a driver that was killed: the workers to come are not to leave for it.
+
+    def fit(count: int) -> RunResult:
+        begun.append(count)
+        assert not run.move_request.exists()
+        run.move_request.write_text("")
+        if len(begun) == 2:
+            run.stop_request.write_text("15")
+        return RunResult(Ending.STOPPED, 80, {})
+
+    result = Supervisor(job, WorkerNeeds(0.5, 0)).run(fit)
+    assert (begun, result.ending, result.stop_signal) == ([2, 2], Ending.STOPPED, 15)
+    assert run.stop_request.read_text() == "15"
+
+
 def test_sigterm_to_the_driver_makes_the_workers_save_and_stop_where_the_driver_is(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

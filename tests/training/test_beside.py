@@ -1,6 +1,7 @@
 """Evaluation beside training, with a second process of the machine in the place of Ray's evaluator."""
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -15,9 +16,10 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.errors import DivergedError, TrainingError
 from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.tracking.json_lines import read_metrics
-from vaegen_ray.training.beside import STATE, measure_published, next_to_measure
+from vaegen_ray.training.beside import STATE, Published, measure_published, next_to_measure
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.run import run_training
 from vaegen_ray.training.state import TrainState
@@ -148,6 +150,27 @@ def test_evaluator_is_heard_while_it_measures(dataset: Path, tmp_path: Path, mon
     evaluator.join(30)
     assert len(heard) >= 3
     assert all(text.startswith("open ") for text in heard)
+
+
+@pytest.mark.parametrize("is_broken", [True, False], ids=["not finite", "without what it is measured by"])
+def test_what_the_evaluator_met_ends_the_run_as_what_it_is(dataset: Path, tmp_path: Path, *, is_broken: bool) -> None:
+    """Comparisons count a run that diverged as unstable, and one whose weights are missing as failed."""
+    job, over = job_beside(dataset, tmp_path), threading.Event()
+    run = RunDirectory.of(job)
+    generator = TrainState(job, torch.device("cpu")).ema.generator
+    if is_broken:
+        next(generator.decoder.parameters()).data.fill_(torch.nan)
+    save_trained_model(generator, job, run.evaluation(80), 80)
+    if not is_broken:
+        (run.evaluation(80) / "generator.safetensors").remove()
+    evaluator = threading.Thread(target=measure, args=(job, over))
+    evaluator.start()
+    with pytest.raises(TrainingError) as failure:
+        Published(job, run, 80).take()
+    over.set()
+    evaluator.join(30)
+    assert isinstance(failure.value, DivergedError) == is_broken
+    assert re.search("finite" if is_broken else r"generator\.safetensors", str(failure.value))
 
 
 def test_store_that_is_away_for_the_evaluator_is_no_failure_of_the_job(

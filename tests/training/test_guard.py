@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.jobs import OBJECTIVES, images_of, job_with
-from vaegen_ray.errors import TrainingError
+from vaegen_ray.errors import DivergedError
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import make_batch
@@ -28,7 +28,7 @@ def poisoned_step(state: TrainState, guard: FiniteGuard, value: float = float("n
 def test_step_with_a_non_finite_image_raises_and_steps_nothing(value: float) -> None:
     state = TrainState(job_with(OBJECTIVES["vae_gan"]), CPU)
     before = copy.deepcopy(state.tensors())
-    with pytest.raises(TrainingError, match=r"not finite at image 0 on rank\(s\) \[0\]: .*reconstruction=(nan|inf)"):
+    with pytest.raises(DivergedError, match=r"not finite at image 0 on rank\(s\) \[0\]: .*reconstruction=(nan|inf)"):
         poisoned_step(state, FiniteGuard(CPU), value)
     assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
 
@@ -43,5 +43,5 @@ def test_host_that_looks_late_finds_the_parameters_of_the_last_good_step() -> No
     state.position = 8
     poisoned_step(state, guard, value=0.5)
     assert all(torch.equal(before[name], value) for name, value in state.objective.named_parameters())
-    with pytest.raises(TrainingError, match="not finite at image 0 "):
+    with pytest.raises(DivergedError, match="not finite at image 0 "):
         guard.check()

@@ -117,6 +117,14 @@ class RunDirectory:
         return self.root / "stop"
 
     @property
+    def move_request(self) -> Location:
+        """Asks the workers to save and leave, because others will go on; an empty file.
+
+        Not the file that asks to stop: to take that away could take away what somebody has just asked.
+        """
+        return self.root / "move"
+
+    @property
     def lock(self) -> Location:
         """Held by the process that trains, where the directory is local."""
         return self.root / ".lock"

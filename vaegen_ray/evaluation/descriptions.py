@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.errors import TrainingError
+from vaegen_ray.errors import DivergedError
 from vaegen_ray.evaluation.features import load_feature_network
 from vaegen_ray.evaluation.frechet import RunningSums, frechet_distance
 from vaegen_ray.evaluation.kernel_distance import kernel_distance
@@ -53,7 +53,7 @@ class Describer:
         """Describe the images that ``images_of`` returns for their indices; clamped to [-1, 1].
 
         Images count as a picture would store them, in 8 bits. ``kept`` has the features of the set, or keeps them.
-        Raises TrainingError on every rank where an image is not finite on any.
+        Raises DivergedError on every rank where an image is not finite on any.
         """
         finite, levels, features = [], [], []
         known = kept.load(share) if kept is not None and self._network is not None else None
@@ -106,7 +106,7 @@ class Describer:
     def _check_finite(self, name: str, finite_N: Tensor) -> None:
         num_bad = int((finite_N == 0).sum())
         if num_bad:
-            raise TrainingError(
+            raise DivergedError(
                 f"evaluation.{name}: images must be finite, got nan or inf in {num_bad} of {len(finite_N)}; the "
                 "generator has diverged, go back to an earlier checkpoint or lower the learning rate"
             )

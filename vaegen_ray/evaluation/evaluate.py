@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.errors import DataError, TrainingError
+from vaegen_ray.errors import DataError, DivergedError
 from vaegen_ray.evaluation.descriptions import Describer
 from vaegen_ray.evaluation.inference import evaluation_mode, images_of_bytes, prior_latents
 from vaegen_ray.evaluation.real_statistics import RealStatistics
@@ -51,7 +51,7 @@ def evaluate(
     Reconstructions decode the posterior's mean. Leaves the mode of ``generator`` and the global random state as they
     were.
 
-    Raises DataError where there are fewer than two images, TrainingError where a score is not finite.
+    Raises DataError where there are fewer than two images, DivergedError where a score is not finite.
     """
     num_images = min(samples or job.evaluation.images, len(held_out))
     num_samples = samples or num_images
@@ -129,5 +129,5 @@ class Reconstructions:
 def _finite(scores: dict[str, float]) -> dict[str, float]:
     for name, value in scores.items():
         if not math.isfinite(value):
-            raise TrainingError(f"evaluation.{name}: must be finite, got {value}; the generator has diverged")
+            raise DivergedError(f"evaluation.{name}: must be finite, got {value}; the generator has diverged")
     return scores

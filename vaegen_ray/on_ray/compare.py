@@ -20,7 +20,15 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job, job_of
 from vaegen_ray.config.run_directory import RunDirectory, check_kind, job_differences
 from vaegen_ray.config.settings import flat
-from vaegen_ray.errors import JobError, LeaseLostError, StorageError, TrainingError, TransientError, VaegenError
+from vaegen_ray.errors import (
+    DivergedError,
+    JobError,
+    LeaseLostError,
+    StorageError,
+    TrainingError,
+    TransientError,
+    VaegenError,
+)
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL, stop_on_signal
@@ -183,9 +191,7 @@ def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> 
 def _ending_of(error: VaegenError) -> Any:
     if isinstance(error, CollapsedError):
         return "collapsed"
-    if out_of_memory(error) is not None:
-        return "failed"
-    return "diverged" if isinstance(error, TrainingError) else "failed"
+    return "diverged" if isinstance(error, DivergedError) else "failed"
 
 
 # ---------------------------------------------------------------------------- before

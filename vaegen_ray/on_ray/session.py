@@ -16,9 +16,6 @@ from vaegen_ray.training.local_session import by_signal
 
 STOP_POLL_S = 1.0
 DRAIN_POLL_S = 1.0
-MOVE = "move"
-"""In the place of a signal's number in the file that asks to stop: save and leave, to go on as another number."""
-
 
 GPU_MEMORY_MARGIN = 0.95
 """Of its fraction of a GPU's memory, what a process's tensors may take; CUDA itself needs the rest."""
@@ -75,15 +72,12 @@ class RaySession:
     def _watch_for_stop(self) -> None:
         while not self._finished.wait(STOP_POLL_S):
             try:
-                if not self._run.stop_request.exists():
-                    continue
-                request = self._run.stop_request.read_text()
-                if request == MOVE:
-                    self._reason_to_move = self._reason_to_move or "a pause to go on with more workers"
-                    self._moves.set()
-                else:
-                    self.stop_signal = int(request)
+                if self._run.stop_request.exists():
+                    self.stop_signal = int(self._run.stop_request.read_text())
                     return
+                if not self._moves.is_set() and self._run.move_request.exists():
+                    self._reason_to_move = "a pause to go on with more workers"
+                    self._moves.set()
             except (StorageError, ValueError):
                 continue  # Object stores recover; the next look sees it.
 

@@ -20,7 +20,6 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import NoRoomError, StorageError, TrainingError, VaegenError, WorkersLostError
 from vaegen_ray.on_ray.metrics import count_preemption
 from vaegen_ray.on_ray.preflight import WorkerNeeds, autoscaler_places, room_for
-from vaegen_ray.on_ray.session import MOVE
 from vaegen_ray.training.lineage import newest_checkpoint
 from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.run import RunResult
@@ -60,6 +59,7 @@ class Supervisor:
         while True:
             if (count := self._wait_for_room(run)) is None:
                 return self._stopped(run)
+            run.move_request.remove()
             self._next_look_s = time.monotonic() + self._grow_every_s
             self._began_at, self._had_room, self._has_asked = newest_checkpoint(run), False, False
             self.workers = count
@@ -67,8 +67,6 @@ class Supervisor:
                 result = fit(count)
             except ray.train.TrainingFailedError as error:
                 self._note(error, newest_checkpoint(run))
-                if stop_signal(run) is None:
-                    run.stop_request.remove()  # To move; they are gone already.
                 continue
             finally:
                 self.workers = 0
@@ -76,7 +74,6 @@ class Supervisor:
                 return result
             if stop_signal(run) is not None:
                 return self._stopped(run)
-            run.stop_request.remove()
             if not self._has_asked:
                 count_preemption(self.job.name)
             logger.warning("the workers have saved at %s images and left; beginning again", f"{result.position:,}")
@@ -94,7 +91,7 @@ class Supervisor:
         if more > self.workers and self._had_room and self._has_trained(run) and stop_signal(run) is None:
             logger.warning("there is room for %d workers instead of %d", more, self.workers)
             with suppress(StorageError):  # Object stores recover; the next look asks again.
-                run.stop_request.write_text(MOVE)
+                run.move_request.write_text("")
                 self._has_asked = True
         self._had_room = more > self.workers
 

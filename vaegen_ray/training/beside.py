@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import StorageError, StoreUnavailableError, TrainingError, VaegenError
+from vaegen_ray.errors import DivergedError, StorageError, StoreUnavailableError, TrainingError, VaegenError
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.trained_model import DESCRIPTION, load_generator, save_trained_model
 from vaegen_ray.models.generator import Generator
@@ -38,7 +38,7 @@ BEAT_S, SILENCE_S = 10.0, 120.0
 POLL_S = {True: 0.2, False: 3.0}
 """Where the run's directory is local, and where it is in an object store, which counts requests."""
 
-Result = dict[str, float] | str
+Result = dict[str, float] | TrainingError
 """Scores, or why there are none."""
 
 
@@ -67,14 +67,14 @@ class Published:
     def take(self) -> list[tuple[int, dict[str, float]]]:
         """Position and scores of all pending models, when they are there; the same on all ranks.
 
-        A model is left out, with a warning, where the process that measures is gone for good. Raises TrainingError
-        where a score is not finite.
+        A model is left out, with a warning, where the process that measures is gone for good. Raises
+        DivergedError where a score is not finite.
         """
         taken = []
         for position in self.pending:
             result = from_rank_0(partial(self._wait, position))
-            if isinstance(result, str):
-                raise TrainingError(result)
+            if isinstance(result, TrainingError):
+                raise result
             if result is not None:
                 taken.append((position, result))
         self.pending = []
@@ -102,7 +102,10 @@ class Published:
         while True:
             if (folder / RESULT).exists():
                 content = json.loads((folder / RESULT).read_text())
-                return str(content["error"]) if "error" in content else dict(content["scores"])
+                if "error" in content:
+                    kind = DivergedError if content["has_diverged"] else TrainingError
+                    return kind(content["error"])
+                return dict(content["scores"])
             if self._state() == CLOSED:
                 logger.warning(
                     "%s: is not evaluated, the evaluator was lost; those that follow are made in line", folder
@@ -160,7 +163,8 @@ def _measure_next(
     except StoreUnavailableError:
         raise
     except VaegenError as error:
-        result = {"error": str(error)}  # The run raises it.
+        # The run raises it.
+        result = {"error": str(error), "has_diverged": isinstance(error, DivergedError)}
     if (folder / DESCRIPTION).exists():
         (folder / RESULT).write_text(json.dumps(result) + "\n")
     return True

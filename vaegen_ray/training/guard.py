@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vaegen_ray.errors import TrainingError
+from vaegen_ray.errors import DivergedError
 from vaegen_ray.training.collectives import gather_objects
 
 
@@ -40,7 +40,7 @@ class FiniteGuard:
         self.failed = torch.maximum(self.failed, bad)
 
     def check(self) -> None:
-        """Raise TrainingError, naming ranks and terms, if a number was not finite. Reads from the device."""
+        """Raise DivergedError, naming ranks and terms, if a number was not finite. Reads from the device."""
         if not float(self.failed):
             return
         terms = {name: float(value) for name, value in self._terms.items()}
@@ -48,7 +48,7 @@ class FiniteGuard:
         ranks = [rank for rank, bad in enumerate(everybody) if bad]
         named = ", ".join(sorted({f"{name}={value}" for bad in everybody for name, value in bad.items()}))
         where = f"on rank(s) {ranks}: {named}" if ranks else "in the gradient, while every loss was finite"
-        raise TrainingError(
+        raise DivergedError(
             f"a number is not finite at image {int(self._position)} {where}; it was not stepped on. "
             "Lower optimizer.*.learning_rate, set optimizer.*.clip_norm, or use training.precision float32"
         )
