@@ -1,9 +1,11 @@
 """Statistics in one pass, against those that numpy computes from all images at once."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from vaegen_ray.data.statistics import ImageStatistics
+from vaegen_ray.data.statistics import ImageStatistics, block_size
 
 
 def statistics_of(images: np.ndarray) -> ImageStatistics:
@@ -41,6 +43,32 @@ def test_eigenvalue_of_larger_smooth_images_is_a_close_lower_bound(size: int, ch
     images = smooth_images(400, size, channels)
     exact = exact_eigenvalue(images)
     assert 0.99 * exact < statistics_of(images).largest_eigenvalue() < 1.00001 * exact
+
+
+def test_eigenvalue_of_images_above_256_pixels_comes_from_block_means_and_stays_close() -> None:
+    images = smooth_images(40, 512, 1)
+    assert block_size(512) == 4
+    statistics = statistics_of(images)
+    # Rounding the means adds up to a twelfth of a level squared to each direction.
+    assert 0.99 < statistics.largest_eigenvalue() / exact_eigenvalue(images) < 1.0001
+    assert statistics.mean() == pytest.approx(images.mean((0, 1, 2)) / 255, abs=1e-12)
+    assert statistics.std() == pytest.approx(images.std((0, 1, 2)) / 255, abs=1e-12)
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 1), (256, 1), (257, 1), (320, 2), (1000, 5), (1024, 8), (4096, 32)])
+def test_blocks_divide_the_image_and_leave_128_a_side(size: int, side: int) -> None:
+    assert block_size(size) == side
+
+
+def test_statistics_of_large_images_take_megabytes() -> None:
+    tracemalloc.start()
+    try:
+        statistics = ImageStatistics(2048, 3)
+        statistics.add(np.zeros((2048, 2048, 3), np.uint8))
+        statistics.mean()
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
