@@ -29,6 +29,13 @@ import vaegen_ray.training.plan, vaegen_ray.data.prepare, vaegen_ray.data.batche
 import vaegen_ray.cli.evaluate, vaegen_ray.cli.pictures, vaegen_ray.cli.progress
 """
 
+IMPORT_WITHOUT_WHAT_FEW_PROCESSES_USE = """
+import sys
+import vaegen_ray.training.run, vaegen_ray.on_ray.search, vaegen_ray.on_ray.compare, vaegen_ray.report.run
+slow = {"torchvision", "torchmetrics", "scipy", "torch._dynamo", "mlflow", "plotly"} & set(sys.modules)
+assert not slow, f"drivers and reports import {slow}, which costs them seconds"
+"""
+
 
 def run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -45,6 +52,10 @@ def test_import_contracts_are_kept() -> None:
 
 def test_core_imports_without_ray_and_the_package_without_torch() -> None:
     run(sys.executable, "-c", IMPORT_WITHOUT_RAY)
+
+
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used() -> None:
+    run(sys.executable, "-c", IMPORT_WITHOUT_WHAT_FEW_PROCESSES_USE)
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from torch import nn
 from vaegen_ray.config.job import Features
 from vaegen_ray.errors import DataError
 from vaegen_ray.evaluation.fashion_mnist_cnn import load_fashion_mnist_cnn
-from vaegen_ray.evaluation.inception import load_fid_inception, load_torchvision_inception
 from vaegen_ray.storage import Location
 
 WEIGHTS_VARIABLE = "VAEGEN_FID_WEIGHTS"
@@ -57,12 +56,12 @@ def weights_of(settings: Features) -> Location | None:
 def _load(network: str, weights: Location | None, device: str) -> nn.Module:
     # Building a network draws initial weights from the global generator, which belongs to others.
     with torch.random.fork_rng(devices=[]):
-        if weights is not None:
-            loaded: nn.Module = load_fid_inception(weights)
-        elif network == "fashion_mnist_cnn":
-            loaded = load_fashion_mnist_cnn()
+        if network == "fashion_mnist_cnn":
+            loaded: nn.Module = load_fashion_mnist_cnn()
         else:
-            loaded = load_torchvision_inception()
+            from vaegen_ray.evaluation import inception  # Of torchvision, which costs seconds to import.
+
+            loaded = inception.load_fid_inception(weights) if weights else inception.load_torchvision_inception()
     return loaded.to(device).requires_grad_(requires_grad=False)
 
 

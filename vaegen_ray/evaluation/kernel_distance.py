@@ -4,7 +4,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.kid import KernelInceptionDistance
 
 MOST_AT_ONCE = 4000
 NUM_SUBSETS = 100
@@ -18,6 +17,8 @@ def kernel_distance(first_BD: Tensor, second_BD: Tensor, seed: int) -> Tensor:
     else averaged, as there, over 100 subsets of 1000 rows. What is drawn is drawn from ``seed``. Both estimate the same
     number. May be slightly negative.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance  # With scipy's signals, which cost seconds to import.
+
     smaller = min(len(first_BD), len(second_BD))
     num_subsets, subset_size = (1, smaller) if smaller <= MOST_AT_ONCE else (NUM_SUBSETS, SUBSET_SIZE)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

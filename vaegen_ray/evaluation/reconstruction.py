@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 SMALLEST_MSE = 1 / 12 / 255**2
 """The error of rounding to 8 bits, in images in [0, 1]: a PSNR above 58.9 dB says nothing about a stored picture,
@@ -24,6 +23,8 @@ def peak_signal_to_noise_ratios(mean_squared_errors_B: Tensor) -> Tensor:
 
 def structural_similarities(images_BCHW: Tensor, reconstructions_BCHW: Tensor) -> Tensor:
     """SSIM of each image in [0, 1] (Wang et al. 2004: Gaussian window of deviation 1.5), averaged over channels."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # Costs seconds to import.
+
     similarities = structural_similarity_index_measure(
         reconstructions_BCHW, images_BCHW, data_range=1.0, reduction="none"
     )

@@ -5,14 +5,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import alexnet, squeezenet1_1, vgg16
 
 NETWORKS = {
-    "vgg16": (vgg16, (4, 9, 16, 23, 30), (64, 128, 256, 512, 512)),
-    "alexnet": (alexnet, (2, 5, 8, 10, 12), (64, 192, 384, 256, 256)),
-    "squeezenet": (squeezenet1_1, (2, 5, 8, 10, 11, 12, 13), (64, 128, 256, 384, 384, 512, 512)),
+    "vgg16": ("vgg16", (4, 9, 16, 23, 30), (64, 128, 256, 512, 512)),
+    "alexnet": ("alexnet", (2, 5, 8, 10, 12), (64, 192, 384, 256, 256)),
+    "squeezenet": ("squeezenet1_1", (2, 5, 8, 10, 11, 12, 13), (64, 128, 256, 384, 384, 512, 512)),
 }
-"""Name to torchvision's network, the end of each stage among its layers, and the channels of each stage."""
+"""Name to torchvision's name, the end of each stage among its layers, and the channels of each stage."""
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -30,8 +29,10 @@ class Trunk(nn.Module):
 
     def __init__(self, network: str) -> None:
         super().__init__()
-        build, ends, self.widths = NETWORKS[network]
-        layers = list(build(weights=None).features)
+        from torchvision import models  # Costs seconds to import.
+
+        name, ends, self.widths = NETWORKS[network]
+        layers = list(models.get_model(name, weights=None).features)
         self.stages = [layers[first:last] for first, last in pairwise((0, *ends))]
         self.features = nn.Sequential(*layers[: ends[-1]])
         # On the CPU also where the layers are built without numbers.
