@@ -309,7 +309,7 @@ def test_trial_whose_process_is_killed_goes_on_from_its_checkpoint(dataset: Path
 
 
 def test_search_asked_to_stop_saves_its_trials_and_goes_on(dataset: Path, tmp_path: Path) -> None:
-    longer = base(dataset, training={"total_images": 3200}, evaluation={"every_images": 1600})
+    longer = base(dataset, training={"total_images": 6400}, evaluation={"every_images": 3200})
     job = search_job(tmp_path, longer, trials=1, scheduler={"kind": "none"})
     directory = SearchDirectory.of(job)
 
@@ -320,7 +320,7 @@ def test_search_asked_to_stop_saves_its_trials_and_goes_on(dataset: Path, tmp_pa
     trials = run_search(job, stop_when_it_trains)
     assert trials[0].state is TrialState.RUNNING
     (stopped_at, *_) = reversed(directory.run(0).checkpoint_positions())
-    assert 0 < stopped_at < 3200
+    assert 0 < stopped_at < 6400
     trials = run_search(job)
     assert trials[0].state is TrialState.COMPLETE
     starts = json.loads(directory.run(0).provenance.read_text())
