@@ -81,6 +81,18 @@ def refusal(**sections: Any) -> str:
             },
             "must not depend on itself",
         ),
+        (
+            {
+                "model.latent_dim": WHOLE,
+                **FLAG,
+                "objective.adversarial.reaches_encoder": {
+                    **FLAG["objective.adversarial.reaches_encoder"],
+                    "when": {"model.latent_dim": 3},
+                },
+                KL: {**UNIFORM, "when": {"objective.adversarial.reaches_encoder": True, "model.latent_dim": 4}},
+            },
+            f"space.{KL}.when: must be possible to hold, needs model.latent_dim = 3 and model.latent_dim = 4 at once",
+        ),
     ],
 )
 def test_space_that_makes_no_valid_job_is_refused(space: dict[str, Any], sentence: str) -> None:

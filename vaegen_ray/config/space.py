@@ -264,7 +264,8 @@ def _axes(search: SearchJob) -> Iterator[str]:
         if not conditions and name not in ordered:
             yield f"space.{name}.when: must not depend on itself, through {', '.join(axis.when)}"
         elif not conditions:
-            yield from _bounds(search, name, axis, ordered)
+            contradictions = list(_contradictions(name, axis, ordered))
+            yield from contradictions or _bounds(search, name, axis, ordered)
 
 
 def _conditions_of(name: str, axis: Axis, space: Mapping[str, Axis]) -> Iterator[str]:
@@ -280,12 +281,23 @@ def _conditions_of(name: str, axis: Axis, space: Mapping[str, Axis]) -> Iterator
             yield f"space.{name}.when.{other}: must be {_range(space[other])}, got {shown(value)}"
 
 
+def _contradictions(name: str, axis: Axis, ordered: Mapping[str, Axis]) -> Iterator[str]:
+    """What ``axis`` depends on may have conditions of its own that its own exclude."""
+    needed: Settings = {}
+    for other, value in _requirements(axis, ordered):
+        if not _is_same(needed.setdefault(other, value), value):
+            yield (
+                f"space.{name}.when: must be possible to hold, needs {other} = {shown(needed[other])} and "
+                f"{other} = {shown(value)} at once; remove one, or the axis, which would never be drawn"
+            )
+
+
 def _bounds(search: SearchJob, name: str, axis: Axis, ordered: Mapping[str, Axis]) -> Iterator[str]:
     """Build the job that each bound gives."""
     tree = _tree(search.base)
     metrics = set(search.metrics) & set(evaluated_metrics(search.base))  # The others are refused already.
     for label, value in _probes(axis):
-        settings = _example(search, {name: value, **_required(axis, ordered)}, ordered)
+        settings = _example(search, {name: value, **dict(_requirements(axis, ordered))}, ordered)
         try:
             job = train_job_of(with_settings(tree, settings))
         except JobError as error:
@@ -309,12 +321,11 @@ def _bounds(search: SearchJob, name: str, axis: Axis, ordered: Mapping[str, Axis
                 return
 
 
-def _required(axis: Axis, ordered: Mapping[str, Axis]) -> Settings:
+def _requirements(axis: Axis, ordered: Mapping[str, Axis]) -> Iterator[tuple[str, Value]]:
     """What the axes must have drawn that ``axis`` depends on, and those that they depend on."""
-    settings: Settings = {}
     for other, value in axis.when.items():
-        settings |= {**_required(ordered[other], ordered), other: value}
-    return settings
+        yield from _requirements(ordered[other], ordered)
+        yield other, value
 
 
 def _example(search: SearchJob, settings: Settings, ordered: Mapping[str, Axis]) -> Settings:
