@@ -68,10 +68,12 @@ def test_what_is_no_dataset_is_refused_in_a_sentence(verb: str, tmp_path: Path) 
         (tmp_path / name).mkdir()
         if text is not None:
             (tmp_path / name / "dataset.json").write_text(text)
+    (tmp_path / "images.parquet").touch()
     expected = {
         "nowhere": "must hold a dataset.json, got nothing there",
         "empty": "must hold a dataset.json, got a folder without one",
         "damaged": "must be JSON with a schema_version",
+        "images.parquet": "must hold a dataset.json, got a Parquet file; make a dataset with `vaegen prepare`",
         "old": "schema_version must be 2 for this version of vaegen_ray, got 1; run `vaegen prepare` again",
     }
     for name, sentence in expected.items():

@@ -8,6 +8,7 @@ import pytest
 from tests.config.samples import ONE_OF_EACH_KIND, job, refusals, tree_of
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import job_of, load_job, with_overrides
+from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.errors import JobError
 
 NOT_A_SECTION = "must be a section of 'key: value' lines"
@@ -205,6 +206,15 @@ def test_list_with_too_many_values_is_refused_by_the_bound_that_it_misses() -> N
     with pytest.raises(JobError) as refused:
         job_of(tree, "job.yaml")
     assert "job.yaml: model.widths: must have at most 6 values, got [1, 1, 1, 1, 1, 1, 1]" in str(refused.value)
+
+
+def test_groups_of_one_value_are_refused() -> None:
+    """At a latent code of 1 x 1 such a run trained to its end, and crashed in its first evaluation of one image."""
+    model = {"kind": "kl_autoencoder", "image_size": 16, "channels": 1, "widths": [8] * 5, "norm_groups": 8}
+    with pytest.raises(JobError, match=r"model\.norm_groups: must leave each group several values, .* lower model"):
+        job_of(tree_of() | {"model": model}, "job.yaml")
+    for fitting in ({"norm_groups": 4}, {"image_size": 32}):
+        KlAutoencoderModel.model_validate(model | fitting)
 
 
 @pytest.mark.parametrize("section", ["kind", "name", "data", "model", "objective", "training"])

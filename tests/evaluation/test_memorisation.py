@@ -6,25 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from tests.evaluation.samples import random_pictures, tiny_generator, tiny_job
-from vaegen_ray.evaluation.inference import images_of_bytes
+from vaegen_ray.evaluation.inference import images_of_bytes, prior_latents
 from vaegen_ray.evaluation.memorisation import memorisation
 from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.models.generator import Generator
+from vaegen_ray.randomness import derived_seed
 
 CPU = torch.device("cpu")
 ALONE = Share(0, 0, 1, lambda rows: rows, lambda tensor: tensor)
 
 
 class Repeats(nn.Module):
-    """A decoder that gives the images of a set, one after the other."""
+    """A decoder that gives an image of a set for each of the latents that the check draws."""
 
     def __init__(self, images_BCHW: Tensor) -> None:
         super().__init__()
-        self.images, self.next = images_BCHW, 0
+        job = tiny_job()
+        seed = derived_seed(job.seed, "memorisation")
+        self.latents, self.images = prior_latents(len(images_BCHW), job.model.latent_shape, seed), images_BCHW
 
     def forward(self, latents_BZ: Tensor) -> Tensor:
-        first, self.next = self.next, self.next + len(latents_BZ)
-        return self.images[first : self.next]
+        return self.images[torch.cdist(latents_BZ, self.latents).argmin(dim=1)]
 
 
 def generator_of(images: np.ndarray) -> Generator:

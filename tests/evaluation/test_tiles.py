@@ -88,6 +88,14 @@ def test_side_that_is_no_multiple_of_the_down_factor_is_refused() -> None:
         posterior_in_tiles(generator, torch.zeros(1, 3, 24, 30))
 
 
+def test_image_of_one_position_of_the_latent_code_is_refused() -> None:
+    """Its group normalisation has one value a group, which torch refuses in its own words."""
+    generator = Generator(model_of(**F8, image_size=16)).eval()
+    with pytest.raises(DataError, match="must be larger than 8 x 8 pixels"):
+        reconstruction_in_tiles(generator, torch.zeros(1, 3, 5, 3))
+    assert reconstruction_in_tiles(generator, torch.zeros(1, 3, 9, 3)).shape == (1, 3, 9, 3)
+
+
 def test_reconstruction_of_an_image_of_any_size_has_its_size_and_ignores_the_edge_that_was_added() -> None:
     generator = Generator(model_of(**F8, image_size=16)).eval()
     image = torch.rand(1, 3, 37, 19) * 2 - 1

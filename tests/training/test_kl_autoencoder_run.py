@@ -71,6 +71,9 @@ def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path,
     assert moved == {"decoder"}
 
     shutil.rmtree(tmp_path / "published")
+    shutil.rmtree(run.final.local_path)  # As a message about damaged models advises.
+    vaegen("train", tmp_path / "tiny.yaml", "--local")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(run).items())
     vaegen("export", run.root, tmp_path / "exported", "--to", "diffusers")
     theirs = AutoencoderKL.from_pretrained(tmp_path / "exported").eval()
     ours, _ = load_trained_model(run, "cpu")
@@ -91,6 +94,9 @@ def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path,
     assert config["_latents_std"] == pytest.approx(statistics.std)
     with pytest.raises(JobError, match=r"DESTINATION: must be a folder without a model"):
         vaegen("export", run.root, tmp_path / "exported", "--to", "diffusers")
+    (tmp_path / "exported" / "config.json").unlink()  # As after a kill: it is written last.
+    vaegen("export", run.root, tmp_path / "exported", "--to", "diffusers")
+    assert json.loads((tmp_path / "exported" / "config.json").read_text()) == config
 
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"DESTINATION: .*file must be writable"):

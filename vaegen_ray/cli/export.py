@@ -26,7 +26,7 @@ def export(
 ) -> None:
     """Write the averaged weights of a KL autoencoder, and the statistics of its latents, for the library diffusers."""
     from vaegen_ray.evaluation.diffusers_config import kept_config
-    from vaegen_ray.evaluation.diffusers_format import save_as_diffusers
+    from vaegen_ray.evaluation.diffusers_format import WEIGHTS, save_as_diffusers
     from vaegen_ray.evaluation.trained_model import load_latent_statistics, load_trained_model
 
     directory, folder = RunDirectory(Location.of(run)), Location.of(destination)
@@ -36,8 +36,10 @@ def export(
             f"RUN: must be the run of a model.kind 'kl_autoencoder' for --to diffusers, got '{job.model.kind}'; "
             f"{directory.final} holds its weights in safetensors"
         )
-    if names := [name for name in folder.names() if name.endswith((".json", ".safetensors"))]:
+    names = [name for name in folder.names() if name.endswith((".json", ".safetensors"))]
+    # The config is written last: without it the weights are what an export that was killed has left.
+    if names and names != [WEIGHTS]:
         raise JobError(f"DESTINATION: must be a folder without a model, {folder} holds {names[0]}; give another")
-    published = kept_config(job.model, directory.final)
+    published = kept_config(job.model, directory)
     save_as_diffusers(generator, job.model, load_latent_statistics(directory), folder, published)
     Console(markup=False).print(f"AutoencoderKL: {folder}", soft_wrap=True)

@@ -123,6 +123,13 @@ class KlAutoencoderModel(Section):
                 f"image_size: must be a multiple of {self.down_factor}, the down factor of {len(self.widths)} widths, "
                 f"got {self.image_size}"
             )
+        values = self.widths[-1] // self.norm_groups * (self.image_size // self.down_factor) ** 2
+        if values < 2:
+            raise ValueError(
+                f"norm_groups: must leave each group several values, where the latent code is 1 x 1 and the width "
+                f"{self.widths[-1]} it leaves one, which normalisation makes 0; lower model.norm_groups, or raise "
+                "model.image_size"
+            )
         if self.freeze_encoder and self.start_from is None:
             raise ValueError(
                 "freeze_encoder: needs model.start_from, else the encoder stays at its random start; give both or none"

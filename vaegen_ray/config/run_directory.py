@@ -125,6 +125,11 @@ class RunDirectory:
         return self.root / "move"
 
     @property
+    def published(self) -> Location:
+        """The config of the published model that the run began with, which an export needs."""
+        return self.root / "published.json"
+
+    @property
     def lock(self) -> Location:
         """Held by the process that trains, where the directory is local."""
         return self.root / ".lock"

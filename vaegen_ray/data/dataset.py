@@ -99,7 +99,9 @@ def _why_missing(location: Location, key: str) -> str:
             f"{key}: {location} must be a finished dataset, got one whose preparation was interrupted; "
             "run the same `vaegen prepare` again"
         )
-    found = "a folder without one" if location.exists() else "nothing there"
+    found = "nothing there"
+    if location.exists():
+        found = "a Parquet file" if location.name.endswith(".parquet") else "a folder without one"
     return (
         f"{key}: {location} must hold a {METADATA_FILE}, got {found}; "
         "make a dataset with `vaegen prepare`, or check the path"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vaegen_ray.config.model import KlAutoencoderModel
+from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import DataError, JobError
 from vaegen_ray.evaluation.latent_statistics import LatentStatistics
 from vaegen_ray.storage import Location
@@ -13,7 +14,6 @@ from vaegen_ray.storage import Location
 CONFIG = "config.json"
 CLASS = "AutoencoderKL"
 
-PUBLISHED = "published.json"
 """In a run's `final/`: the config of the model that it began with. An export needs it when that model is gone."""
 
 DEFAULTS: dict[str, Any] = {
@@ -69,18 +69,14 @@ def read_config(folder: Location, name: str = CONFIG) -> dict[str, Any]:
     return DEFAULTS | config
 
 
-def keep_config(folder: Location, final: Location) -> None:
+def keep_config(folder: Location, run: RunDirectory) -> None:
     """Keep the config of the model in ``folder`` with the run that begins with it."""
-    (final / PUBLISHED).write_text(json.dumps(read_config(folder), indent=2) + "\n")
+    run.published.write_text(json.dumps(read_config(folder), indent=2) + "\n")
 
 
-def kept_config(model: KlAutoencoderModel, final: Location) -> dict[str, Any] | None:
+def kept_config(model: KlAutoencoderModel, run: RunDirectory) -> dict[str, Any] | None:
     """The config of what a run began with; None where that was nothing."""
-    if model.start_from is None:
-        return None
-    if (final / PUBLISHED).exists():
-        return read_config(final, PUBLISHED)
-    return read_config(Location.of(model.start_from))
+    return None if model.start_from is None else read_config(run.root, run.published.name)
 
 
 def check_layers(folder: Location, model: KlAutoencoderModel) -> None:

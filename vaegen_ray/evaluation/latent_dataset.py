@@ -5,10 +5,10 @@ the dataset has one), `mean` and `std`: of the posterior, float32, flattened fro
 `encode.json` says whose they are and is written first; `latents.json` describes them and is written last.
 """
 
-import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.fetching import fetch_shard
 from vaegen_ray.data.format import Metadata, Shard
 from vaegen_ray.data.node_files import Decoder
-from vaegen_ray.errors import DataError, JobError
+from vaegen_ray.errors import DataError, JobError, StorageError
 from vaegen_ray.evaluation.inference import device_of, evaluation_mode, images_of_bytes
 from vaegen_ray.evaluation.shares import images_per_batch
 from vaegen_ray.evaluation.tiles import posterior_in_tiles
@@ -64,25 +64,35 @@ class EncodeTask:
         try:
             with self.file.open() as file:
                 found = pq.read_metadata(file)
-        except pa.ArrowException:
-            return False  # Cut off, by a crash of the machine: it is made again.
+        except StorageError:
+            raise
+        except (pa.ArrowException, OSError):
+            return False  # Damaged, by a crash of the machine: it is made again.
         mark = (found.metadata or {}).get(b"model_fingerprint", b"").decode()
         return bool(found.num_rows == self.shard.rows and mark == self.model_fingerprint)
 
     def __call__(self, generator: Generator) -> int:
-        """Encode the shard; returns how many images it has."""
+        """Encode the shard; returns how many images it has. Holds a row group of latents at a time."""
         decoder = Decoder(self.metadata)
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
                 parquet = pq.ParquetFile(fetch_shard(self.source, self.shard, Path(folder)))
-                batches = parquet.iter_batches(images_per_batch(generator.image_size), columns=self._columns())
-                table = pa.Table.from_batches([self._encoded(batch, generator, decoder) for batch in batches])
+                latents, writer = Path(folder) / "latents.parquet", None
+                for group in range(parquet.num_row_groups):
+                    table = self._encoded_group(parquet, group, generator, decoder)
+                    writer = writer or stack.enter_context(pq.ParquetWriter(latents, table.schema, compression="zstd"))
+                    writer.write_table(table, row_group_size=table.num_rows)
+                stack.close()
+                self.file.upload(latents)
         finally:
             decoder.close()
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        self.file.write_bytes(sink.getvalue())
-        return int(table.num_rows)
+        return self.shard.rows
+
+    def _encoded_group(self, parquet: pq.ParquetFile, group: int, generator: Generator, decoder: Decoder) -> pa.Table:
+        batches = parquet.iter_batches(
+            images_per_batch(generator.image_size), row_groups=[group], columns=self._columns()
+        )
+        return pa.Table.from_batches([self._encoded(batch, generator, decoder) for batch in batches])
 
     def _columns(self) -> list[str]:
         return ["id", "image.bytes", *(["label"] if self.metadata.label else [])]

@@ -15,7 +15,7 @@ from torch.nn import functional
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.evaluation.features import load_feature_network
 from vaegen_ray.evaluation.inference import decoded, evaluation_mode, images_of_bytes, prior_latents
-from vaegen_ray.evaluation.shares import Share
+from vaegen_ray.evaluation.shares import Share, images_per_batch
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.randomness import derived_seed
 
@@ -52,8 +52,11 @@ def memorisation(
     count = min(MOST_SAMPLES, len(held_out))
     with evaluation_mode(generator):
         latents = prior_latents(count, generator.latent_shape, derived_seed(job.seed, "memorisation")).to(device)
-        samples = decoded(generator, latents).to(device)
-        known = torch.cat([_features(network, samples), _features(network, _images(held_out[:count], device))])
+        # A few images at a time: a thousand of 1,024 pixels would take 12 GB.
+        indices_B = torch.arange(count).split(images_per_batch(generator.image_size))
+        samples = [_features(network, decoded(generator, latents[at]).to(device)) for at in indices_B]
+        real = [_features(network, _images(held_out[at.numpy()], device)) for at in indices_B]
+        known = torch.cat(samples + real)
         nearest = torch.full((2 * count,), torch.inf, dtype=torch.float64, device=device)
         places = torch.zeros(2 * count, dtype=torch.long, device=device)
         everything = Share(len(train), share.rank, share.num_ranks, share.gather, share.total)
@@ -71,7 +74,7 @@ def memorisation(
     order = nearest[:count].argsort()[:SHOWN]
     originals = _images(train[places[order].cpu().numpy()], device)
     fraction = float((nearest[:count] < threshold).double().mean())
-    return Memorisation(fraction, torch.cat([samples[order], originals]).cpu())
+    return Memorisation(fraction, torch.cat([decoded(generator, latents[order]), originals.cpu()]))
 
 
 class CoarsePixels(nn.Module):

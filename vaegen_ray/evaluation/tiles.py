@@ -28,6 +28,11 @@ def posterior_in_tiles(generator: Generator, images_BCHW: Tensor) -> tuple[Tenso
             f"image: must have sides that are multiples of {factor} pixels, the model's down factor, got {height} x "
             f"{width}; pad or crop it"
         )
+    if (height, width) == (factor, factor):
+        raise DataError(
+            f"image: must be larger than {factor} x {factor} pixels, one position of the latent code, which "
+            "normalisation may leave without a value; enlarge it"
+        )
 
     def encode(image: Tensor) -> Tensor:
         return torch.cat(generator.posterior(image), dim=1)

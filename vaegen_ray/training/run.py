@@ -17,7 +17,7 @@ from vaegen_ray.data.pixels import Pixels
 from vaegen_ray.data.placement import Images, training_images
 from vaegen_ray.data.plain_parquet import check_dataset, open_dataset
 from vaegen_ray.errors import JobError
-from vaegen_ray.evaluation.diffusers_config import PUBLISHED, keep_config
+from vaegen_ray.evaluation.diffusers_config import keep_config
 from vaegen_ray.evaluation.diffusers_format import check_diffusers, load_diffusers_weights
 from vaegen_ray.evaluation.features import check_features
 from vaegen_ray.evaluation.latent_statistics import LatentStatistics, latent_statistics
@@ -190,8 +190,8 @@ def _start_from_published(state: TrainState, job: TrainJob, run: RunDirectory) -
         load_diffusers_weights(state.objective.generator, folder, job.model)
         state.ema.generator.load_state_dict(state.objective.generator.state_dict())
     # A trial that goes on with the beginning of another has none yet.
-    if is_rank_0() and (is_new or not (run.final / PUBLISHED).exists()):
-        keep_config(folder, run.final)
+    if is_rank_0() and (is_new or not run.published.exists()):
+        keep_config(folder, run)
 
 
 def _latent_statistics(job: TrainJob, session: Session, state: TrainState, images: Images) -> LatentStatistics | None:
