@@ -31,8 +31,11 @@ import vaegen_ray.cli.evaluate, vaegen_ray.cli.pictures, vaegen_ray.cli.progress
 
 IMPORT_WITHOUT_WHAT_FEW_PROCESSES_USE = """
 import sys
-import vaegen_ray.training.run, vaegen_ray.on_ray.search, vaegen_ray.on_ray.compare, vaegen_ray.report.run
-slow = {"torchvision", "torchmetrics", "scipy", "torch._dynamo", "mlflow", "plotly"} & set(sys.modules)
+import vaegen_ray.report.run, vaegen_ray.report.search, vaegen_ray.report.comparison, vaegen_ray.report.server
+import vaegen_ray.cli.watch, vaegen_ray.cli.leaderboard, vaegen_ray.cli.runs
+assert "torch" not in sys.modules, "what only reads a directory imports torch"
+import vaegen_ray.training.run, vaegen_ray.on_ray.search, vaegen_ray.on_ray.compare
+slow = {"torchvision", "torchmetrics", "scipy.signal", "torch._dynamo", "mlflow", "plotly"} & set(sys.modules)
 assert not slow, f"drivers and reports import {slow}, which costs them seconds"
 """
 

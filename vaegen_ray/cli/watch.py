@@ -64,8 +64,8 @@ def _looks(root: Location, console: Console) -> Iterator[tuple[RenderableType, b
 
 
 def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
+    from vaegen_ray.runs.incidents import read_incidents
     from vaegen_ray.tracking.json_lines import read_metrics
-    from vaegen_ray.training.incidents import read_incidents
 
     run = RunDirectory(root)
     job, lines, is_over = run.load_job(), read_metrics(run), run.is_complete()

@@ -1,7 +1,6 @@
 """The networks whose features FID and KID compare, by name, and the check that their weights are there."""
 
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -13,22 +12,6 @@ from vaegen_ray.evaluation.fashion_mnist_cnn import load_fashion_mnist_cnn
 from vaegen_ray.storage import Location
 
 WEIGHTS_VARIABLE = "VAEGEN_FID_WEIGHTS"
-
-
-@dataclass(frozen=True)
-class Resize:
-    """How a network brings images to its own size."""
-
-    slug: str
-    """For file names."""
-    sentence: str
-
-
-RESIZES = {
-    "fashion_mnist_cnn": Resize("bilinear-antialiased-32", "resized to 32 pixels, bilinear, antialiased"),
-    "inception_v3_fid": Resize("bilinear-antialiased-299", "resized to 299 pixels, bilinear, antialiased"),
-    "inception_v3_torchvision": Resize("bilinear-antialiased-299", "resized to 299 pixels, bilinear, antialiased"),
-}
 
 
 def check_features(settings: Features) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vaegen_ray.config.job import Features, TrainJob
 from vaegen_ray.errors import StorageError
-from vaegen_ray.evaluation.features import RESIZES, weights_of
+from vaegen_ray.evaluation.features import weights_of
 from vaegen_ray.evaluation.frechet import Gaussian
+from vaegen_ray.evaluation.resizes import RESIZES
 from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.storage import Location
 

@@ -9,7 +9,7 @@ from typing import Any
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
-from vaegen_ray.evaluation.features import RESIZES
+from vaegen_ray.evaluation.resizes import RESIZES
 from vaegen_ray.storage import Location
 
 UNITS = {

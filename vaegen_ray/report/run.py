@@ -15,8 +15,8 @@ from vaegen_ray.errors import VaegenError
 from vaegen_ray.evaluation.scores import UNITS, read_other_records, read_record
 from vaegen_ray.report.blocks import Block, facts, note, picture_uri, pictures, slider, source, table
 from vaegen_ray.report.curves import loss_charts, score_charts, throughput_charts
+from vaegen_ray.runs.incidents import read_incidents
 from vaegen_ray.tracking.json_lines import Line, read_metrics
-from vaegen_ray.training.incidents import read_incidents
 
 MOST_FRAMES = 24
 """Pictures of a slider; of more, every n-th is shown, the last among them."""

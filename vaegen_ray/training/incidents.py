@@ -1,10 +1,9 @@
-"""What the watchdog does about an incident, and the record of it: ``incidents.json``."""
+"""What the watchdog does about an incident, and how it is kept."""
 
 import json
 import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -12,13 +11,12 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import TrainingError
+from vaegen_ray.runs.incidents import Entry, read_incidents
 from vaegen_ray.training.collectives import is_rank_0
 from vaegen_ray.training.lineage import has_checkpoint
 from vaegen_ray.training.watchdog import Incident
 
 logger = logging.getLogger(__name__)
-
-Entry = dict[str, Any]
 
 
 class CollapsedError(TrainingError):
@@ -31,11 +29,6 @@ class RollBack(Exception):  # noqa: N818 (no error: the run goes on)
     def __init__(self, incident: Incident) -> None:
         super().__init__(incident.sentence)
         self.incident = incident
-
-
-def read_incidents(run: RunDirectory) -> list[Entry]:
-    """All incidents of a run, in the order in which they were noticed."""
-    return list(json.loads(run.incidents.read_text())) if run.incidents.exists() else []
 
 
 def rollback_factors(run: RunDirectory) -> dict[str, float]:
