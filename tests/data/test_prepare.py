@@ -24,6 +24,7 @@ from vaegen_ray.cli.prepare import prepare_command
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.format import Metadata
+from vaegen_ray.data.inspection import spread_images
 from vaegen_ray.data.listing import split_of
 from vaegen_ray.data.prepare import prepare
 from vaegen_ray.data.tasks import OnImages, Task
@@ -73,6 +74,23 @@ def test_metadata_states_shards_and_statistics_as_they_are(image_folder: Path, t
     assert (metadata.licence, metadata.encoding) == ("CC0", "webp")
     assert metadata.rejected == {"damaged": 0, "too_small": 0, "duplicate": 0}
     assert metadata.smallest_source == metadata.largest_source == (16, 16)
+
+
+def test_large_images_are_in_small_row_groups_and_each_is_found(tmp_path: Path) -> None:
+    levels = np.arange(34, dtype=np.uint8) * 7
+    (tmp_path / "images").mkdir()
+    for number, level in enumerate(levels):
+        content = image_bytes(np.full((1024, 1024, 1), level, np.uint8))
+        (tmp_path / "images" / f"{number:02d}.png").write_bytes(content)
+    image = {"size": 1024, "channels": 1}
+    source = folder_source(tmp_path / "images")
+    metadata = prepare(prepare_job(source, tmp_path / "made", image=image, held_out_fraction=0.0)).metadata
+    (shard,) = metadata.splits["train"]
+    footer = pq.read_metadata(tmp_path / "made" / shard.file)
+    assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [32, 2]
+    images = spread_images(Dataset.open(str(tmp_path / "made")), "train", 34)
+    assert images[:, 0, 0, 0].tolist() == levels.tolist()
+    assert metadata.largest_eigenvalue == pytest.approx(1024**2 * levels.astype(float).var() / 255**2, rel=1e-5)
 
 
 def test_dataset_is_read_by_hugging_face_with_decoded_images(

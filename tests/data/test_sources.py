@@ -17,6 +17,7 @@ from tests.data.samples import files_of, image_bytes, prepare_job, random_pixels
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.data.chunks import LeftOut, Plan
 from vaegen_ray.data.conversion import SourceImage
+from vaegen_ray.data.format import rows_per_group
 from vaegen_ray.data.prepare import prepare
 from vaegen_ray.data.sources import open_source
 from vaegen_ray.errors import DataError
@@ -92,6 +93,11 @@ def test_parquet_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 def test_shard_of_large_images_has_as_many_pixels(size: int, rows: int) -> None:
     job = prepare_job({"kind": "folder", "path": "images"}, "unused", image={"size": size, "channels": 3})
     assert job.effective_rows_per_shard == rows
+
+
+@pytest.mark.parametrize(("size", "rows"), [(16, 512), (256, 512), (512, 128), (1024, 32), (8192, 1)])
+def test_row_group_of_large_images_has_as_many_pixels(size: int, rows: int) -> None:
+    assert rows_per_group(size) == rows
 
 
 def test_parquet_columns_give_name_label_and_split(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from vaegen_ray.config.base import Count, Section
 from vaegen_ray.config.model import Model
-from vaegen_ray.config.prepare import Encoding
+from vaegen_ray.config.prepare import LARGEST_IN_FULL_SHARDS, Encoding
 from vaegen_ray.errors import DataError, JobError
 
 SCHEMA_VERSION: Final = 2
@@ -34,7 +34,12 @@ RejectionKind = Literal["damaged", "too_small", "duplicate"]
 REJECTION_KINDS: tuple[RejectionKind, ...] = ("damaged", "too_small", "duplicate")
 
 ROWS_PER_GROUP = 512
-"""Rows of each row group of a shard, but for its last: in memory at a time, when writing and when reading."""
+"""Rows of each row group, but for the last, of what is no image larger than 256 pixels."""
+
+
+def rows_per_group(image_size: int) -> int:
+    """Of each row group of a shard, but for its last: in memory at a time, when writing and when reading."""
+    return max(1, ROWS_PER_GROUP * LARGEST_IN_FULL_SHARDS**2 // max(LARGEST_IN_FULL_SHARDS, image_size) ** 2)
 
 
 class Shard(Section):

@@ -22,7 +22,6 @@ from vaegen_ray.data.format import (
     REJECTED_FILE,
     REJECTED_SCHEMA,
     REJECTION_KINDS,
-    ROWS_PER_GROUP,
     SCHEMA_VERSION,
     SPLITS,
     Metadata,
@@ -30,6 +29,7 @@ from vaegen_ray.data.format import (
     Shard,
     Split,
     fingerprint_of,
+    rows_per_group,
 )
 from vaegen_ray.data.shards import TableWriter, workspace
 from vaegen_ray.data.sources import ImageSource, open_source
@@ -257,7 +257,7 @@ class _Commit:
             channels=image.channels,
             encoding=image.stored_encoding,
             label=self._plan.label_type,
-            rows_per_group=ROWS_PER_GROUP,
+            rows_per_group=rows_per_group(image.size),
             splits=splits,
             counts=counts,
             mean=self._statistics.mean(),

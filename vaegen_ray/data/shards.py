@@ -22,9 +22,11 @@ ZSTD_LEVEL = 3
 class TableWriter:
     """One Parquet file, written on the local disk group by group and then put in its place."""
 
-    def __init__(self, schema: pa.Schema, target: Location, workspace: Path) -> None:
+    def __init__(
+        self, schema: pa.Schema, target: Location, workspace: Path, rows_per_group: int = ROWS_PER_GROUP
+    ) -> None:
         """Nothing is written before the first row."""
-        self._schema = schema
+        self._schema, self._rows_per_group = schema, rows_per_group
         self._target = target
         # Another process may be writing the same file.
         self._temporary = workspace / f"{uuid.uuid4().hex}-{target.name}"
@@ -36,7 +38,7 @@ class TableWriter:
         """Add a row: a value for each column."""
         self._pending.append(row)
         self.num_rows += 1
-        if len(self._pending) == ROWS_PER_GROUP:
+        if len(self._pending) == self._rows_per_group:
             self._write_group()
 
     def publish(self) -> Shard:
@@ -58,7 +60,7 @@ class TableWriter:
         return Shard(
             file=self._target.name,
             rows=self.num_rows,
-            row_groups=-(-self.num_rows // ROWS_PER_GROUP),
+            row_groups=-(-self.num_rows // self._rows_per_group),
             bytes=num_bytes,
             sha256=sha256,
         )
@@ -70,7 +72,7 @@ class TableWriter:
                     self._temporary, self._schema, compression="zstd", compression_level=ZSTD_LEVEL
                 )
             table = pa.Table.from_pylist(self._pending, schema=self._schema)
-            self._writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            self._writer.write_table(table, row_group_size=self._rows_per_group)
         self._pending.clear()
 
     @contextmanager

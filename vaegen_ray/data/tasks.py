@@ -23,7 +23,7 @@ from vaegen_ray.config.base import Section
 from vaegen_ray.config.prepare import ImageFormat
 from vaegen_ray.data.chunks import Chunk, LeftOut
 from vaegen_ray.data.conversion import Rejection, SourceImage, StoredImage, store_image
-from vaegen_ray.data.format import SPLITS, LabelType, Shard, Split, shard_schema
+from vaegen_ray.data.format import SPLITS, LabelType, Shard, Split, rows_per_group, shard_schema
 from vaegen_ray.data.pixels import decode_pixels
 from vaegen_ray.data.shards import TableWriter, shard_name, workspace
 from vaegen_ray.data.sources import ImageSource
@@ -250,7 +250,12 @@ class _Shards:
         self._schema = shard_schema(image_format.stored_encoding, conversion.label_type)
         self._statistics = ImageStatistics(image_format.size, image_format.channels)
         self._writers: dict[Split, TableWriter] = {
-            split: TableWriter(self._schema, conversion.destination / shard_name(split, number), folder)
+            split: TableWriter(
+                self._schema,
+                conversion.destination / shard_name(split, number),
+                folder,
+                rows_per_group(image_format.size),
+            )
             for split in SPLITS
         }
 
@@ -271,7 +276,9 @@ class _Table:
         self._shard_schema = shard_schema(conversion.image_format.stored_encoding, conversion.label_type)
         added = [pa.field("split", pa.string()), pa.field("hash", pa.binary(HASH_BYTES))]
         schema = pa.schema([*self._shard_schema, *added])
-        self._writer = TableWriter(schema, conversion.converted_file(number), folder)
+        self._writer = TableWriter(
+            schema, conversion.converted_file(number), folder, rows_per_group(conversion.image_format.size)
+        )
 
     def append(self, image: StoredImage) -> None:
         digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=HASH_BYTES).digest()
