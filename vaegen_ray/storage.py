@@ -69,19 +69,22 @@ class Entry:
     size_bytes: int
     version: str
     """Another when the content is another: an object store's ETag, or the time of the last change."""
+    is_special: bool = False
+    """A pipe, a socket or a device, which nobody may read: some never end."""
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> "Entry":
         """From fsspec's description, whose keys depend on the store."""
         if info.get("islink"):  # Only local files have the key; it describes the link in place of its target.
-            with suppress(OSError):  # A link to nothing stays what it is.
+            info = {**info, "type": "link"}
+            with suppress(OSError):  # A link to nothing stays one: who reads it learns that.
                 target = os.stat(info["name"])
-                kind = "directory" if stat.S_ISDIR(target.st_mode) else "file"
+                kind = {stat.S_IFDIR: "directory", stat.S_IFREG: "file"}.get(stat.S_IFMT(target.st_mode), "other")
                 info = {**info, "type": kind, "size": target.st_size, "mtime": target.st_mtime}
         name = str(info["name"]).rstrip("/").rsplit("/", 1)[-1]
         stamps = (info.get(key) for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"))
         version = next((str(stamp).strip('"') for stamp in stamps if stamp is not None), "")
-        return cls(name, info["type"] == "directory", int(info.get("size") or 0), version)
+        return cls(name, info["type"] == "directory", int(info.get("size") or 0), version, info["type"] == "other")
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,21 @@ def test_source_sizes_are_those_of_the_fewest_and_the_most_pixels(image_folder: 
     assert (metadata.smallest_source, metadata.largest_source) == ((24, 8), (30, 40))
 
 
+def test_duplicates_are_found_where_chunks_keep_no_image(tmp_path: Path) -> None:
+    """A table of no rows described itself as a shard, which must have one."""
+    folder = write_images(tmp_path / "images", 3)
+    (folder / "image-0000.png").write_bytes(b"no image")
+    (folder / "zzz.bmp").write_bytes(image_bytes(random_pixels(1), "BMP"))
+    changes = {"rows_per_shard": 1, "remove_duplicates": True, "max_rejected_fraction": 1.0, "held_out_fraction": 0.0}
+    metadata = prepare(prepare_job(folder_source(folder), tmp_path / "made", **changes)).metadata
+    assert metadata.counts == {"train": 2, "held_out": 0}
+    assert metadata.rejected == {"damaged": 1, "too_small": 0, "duplicate": 1}
+    for image in folder.iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"must have at least one training image, .* remove .*none and"):
+        prepare(prepare_job(folder_source(folder), tmp_path / "none", **changes))
+
+
 def test_duplicates_are_left_out_in_the_order_of_the_source_and_name_the_first(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", 30)
     # The same pixels in another file format: in the first chunk, in a later one, and twice.

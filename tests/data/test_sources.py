@@ -17,7 +17,7 @@ from tests.data.samples import files_of, image_bytes, prepare_job, random_pixels
 from vaegen_ray.config.prepare import PrepareJob
 from vaegen_ray.data.chunks import LeftOut, Plan
 from vaegen_ray.data.conversion import SourceImage
-from vaegen_ray.data.format import rows_per_group
+from vaegen_ray.data.format import Metadata, rows_per_group
 from vaegen_ray.data.prepare import prepare
 from vaegen_ray.data.sources import open_source
 from vaegen_ray.errors import DataError
@@ -93,6 +93,36 @@ def test_parquet_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 def test_shard_of_large_images_has_as_many_pixels(size: int, rows: int) -> None:
     job = prepare_job({"kind": "folder", "path": "images"}, "unused", image={"size": size, "channels": 3})
     assert job.effective_rows_per_shard == rows
+
+
+def test_folder_named_as_its_only_file_is_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet" / "a.parquet", image=pa.array(IMAGES[:2]))
+    _, images, _ = images_of(parquet_job(tmp_path / "a.parquet"))
+    assert [image.content for image in images] == IMAGES[:2]
+
+
+def test_prepared_dataset_is_a_source_without_what_it_left_out(tmp_path: Path) -> None:
+    """Two steps make what one cannot, such as a balanced subset of tar shards."""
+    folder = write_images(tmp_path / "images", 20)
+    (folder / "broken.png").write_bytes(b"no image")
+    prepare(prepare_job({"kind": "folder", "path": str(folder)}, tmp_path / "first", max_rejected_fraction=1.0))
+    assert (tmp_path / "first" / "rejected.parquet").exists()
+    job = prepare_job({"kind": "parquet", "path": str(tmp_path / "first")}, tmp_path / "second", held_out_fraction=None)
+    counts = Metadata.from_json((tmp_path / "first" / "dataset.json").read_text(), "dataset.json").counts
+    assert prepare(job).metadata.counts == counts
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_pipe_among_images_is_left_out_and_not_waited_for(tmp_path: Path, *, is_linked: bool) -> None:
+    folder = write_images(tmp_path / "images", 3)
+    os.mkfifo(tmp_path / "pipe.png")
+    if is_linked:
+        (folder / "pipe.png").symlink_to(tmp_path / "pipe.png")
+    else:
+        (tmp_path / "pipe.png").rename(folder / "pipe.png")
+    plan, images, _ = images_of(prepare_job({"kind": "folder", "path": str(folder)}, "unused"))
+    assert len(images) == 3
+    assert plan.left_out.first_names == ["pipe.png"]
 
 
 @pytest.mark.parametrize(("size", "rows"), [(16, 512), (256, 512), (512, 128), (1024, 32), (8192, 1)])

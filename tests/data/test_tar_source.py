@@ -46,6 +46,24 @@ def labelled(extension: str, label: bytes) -> list[tuple[str, bytes]]:
     )]  # fmt: skip
 
 
+def test_members_with_dots_in_their_paths_are_taken_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    names = ("./a.png", "../b.png", "c/./d.png", ".e.png", "./.f/g.png")
+    write_tar(tmp_path / "a.tar", *zip(names, IMAGES, strict=False))
+    images, left_out = images_of(tar_job(tmp_path / "a.tar"))
+    assert [image.content for image in images] == IMAGES[:3]
+    assert left_out.count == 0
+
+
+def test_label_of_many_brackets_rejects_its_image(tmp_path: Path) -> None:
+    label = b"[" * 100_000
+    write_tar(
+        tmp_path / "a.tar", ("a.png", IMAGES[0]), ("a.json", label), ("b.png", IMAGES[1]), ("b.json", b'{"y": 1}')
+    )
+    images, _ = images_of(tar_job(tmp_path / "a.tar", label_extension="json", label_key="y"))
+    assert [image.label for image in images] == [None, 1]
+    assert "label: .json must hold it" in str(images[0].problem)
+
+
 @pytest.mark.parametrize(("suffix", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz")])
 def test_tar_gives_every_sample_named_by_file_and_stem(suffix: str, mode: str, tmp_path: Path) -> None:
     members = [(f"{number:04}.png", image) for number, image in enumerate(IMAGES)]

@@ -31,7 +31,8 @@ def find_duplicates(tables: Sequence[Location]) -> list[dict[int, str]]:
 def _hashes(table: Location) -> NDArray[np.uint64]:
     with table.open() as opened:
         column = pq.ParquetFile(opened).read(["hash"])["hash"]
-    content = b"".join(chunk.buffers()[1].slice(chunk.offset * 16, len(chunk) * 16) for chunk in column.chunks)
+    filled = [chunk for chunk in column.chunks if len(chunk)]  # An empty one may have no buffer.
+    content = b"".join(chunk.buffers()[1].slice(chunk.offset * 16, len(chunk) * 16) for chunk in filled)
     return np.frombuffer(content, HALF).reshape(-1, 2)
 
 

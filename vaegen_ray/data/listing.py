@@ -58,14 +58,15 @@ def files_of(root: Location, suffixes: tuple[str, ...]) -> list[tuple[str, str]]
     A single file is named by its name.
     """
     if root.name.endswith(suffixes) and root.exists():
-        found = [entry for entry in root.parent.entries() if entry.name == root.name and not entry.is_folder]
+        found = [entry for entry in root.parent.entries() if entry.name == root.name and not _is_unreadable(entry)]
         if found:
             return [(root.name, version_of(found[0]))]
     files = [
-        (f"{path}{entry.name}", version_of(entry))
+        # A file that is named as its folder must not be taken for a single file.
+        (f"{path}{entry.name}" if f"{path}{entry.name}" != root.name else f"./{entry.name}", version_of(entry))
         for path, entries in walk(root)
         for entry in entries
-        if entry.name.endswith(suffixes)
+        if entry.name.endswith(suffixes) and not entry.is_special
     ]
     if not files:
         kinds = ", ".join(f"*{suffix}" for suffix in suffixes)
@@ -76,7 +77,11 @@ def files_of(root: Location, suffixes: tuple[str, ...]) -> list[tuple[str, str]]
 
 def location_of(root: Location, path: str) -> Location:
     """Where a file of :func:`files_of` is."""
-    return root if root.name == path else root / path
+    return root if root.name == path else root / path.removeprefix("./")
+
+
+def _is_unreadable(entry: Entry) -> bool:
+    return entry.is_folder or entry.is_special
 
 
 def as_text(name: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from vaegen_ray.config.prepare import DEFAULT_HELD_OUT_FRACTION, ImagesPerLabel, ParquetSource
 from vaegen_ray.data.chunks import Chunk, LeftOut, Piece, Plan, Selection, in_chunks
 from vaegen_ray.data.conversion import SourceImage
-from vaegen_ray.data.format import Label, LabelType, Split
+from vaegen_ray.data.format import METADATA_FILE, REJECTED_FILE, Label, LabelType, Split
 from vaegen_ray.data.listing import as_text, files_of, location_of, split_of
 from vaegen_ray.errors import DataError, StorageError
 from vaegen_ray.storage import Location
@@ -75,7 +75,7 @@ class ParquetImages:
     def _pieces(self, label_types: set[LabelType | None], left_out: LeftOut) -> Iterator[Piece]:
         """One for each row group."""
         selection = Selection(self._limit)
-        files = files_of(self.root, (".parquet",))
+        files = [file for file in files_of(self.root, (".parquet",)) if not self._is_rejected_file(file[0])]
         named = self._splits_in_names([path for path, _ in files])
         for path, version in files:
             if named and path not in named:
@@ -91,6 +91,11 @@ class ParquetImages:
                 piece = Piece((path, group, first_row, named.get(path, "")), range(num_rows), version)
                 yield self._selected(piece, selection, left_out) if self._limit else piece
                 first_row += num_rows
+
+    def _is_rejected_file(self, path: str) -> bool:
+        """Whether it lists what a dataset that we prepared has left out."""
+        folder, _, name = path.rpartition("/")
+        return name == REJECTED_FILE and (self.root / folder / METADATA_FILE).exists()
 
     def _selected(self, piece: Piece, selection: Selection, left_out: LeftOut) -> Piece:
         """The rows that ``selection`` takes, which need not be read with their images for that."""

@@ -182,7 +182,7 @@ class _Commit:
             for task in tasks:
                 self._add(task, table)
             if table.num_rows:
-                table.publish()
+                table.put()
         self._check_rejected()
         counts = {split: sum(shard.rows for shard in self._splits[split]) for split in SPLITS}
         if not counts["train"]:
@@ -190,7 +190,7 @@ class _Commit:
             remedy = "lower minimum_pixels" if self._rejected["too_small"] else "lower held_out_fraction"
             raise DataError(
                 f"{self._job.name}: must have at least one training image, got none and {counts['held_out']} held-out"
-                f"{rejected}; {remedy} or add images"
+                f"{rejected}; remove {self._destination} and {remedy}, or add images"
             )
         metadata = self._metadata(counts)
         keep = {shard.file for shards in self._splits.values() for shard in shards}

@@ -42,7 +42,18 @@ class TableWriter:
             self._write_group()
 
     def publish(self) -> Shard:
-        """Put the file in its place and describe it."""
+        """Put the file, of one row at least, in its place and describe it."""
+        num_bytes, sha256 = self.put()
+        return Shard(
+            file=self._target.name,
+            rows=self.num_rows,
+            row_groups=-(-self.num_rows // self._rows_per_group),
+            bytes=num_bytes,
+            sha256=sha256,
+        )
+
+    def put(self) -> tuple[int, str]:
+        """Put the file in its place, also one without rows; its size and digest."""
         if self._pending or self._writer is None:
             self._write_group()
         assert self._writer is not None
@@ -57,13 +68,7 @@ class TableWriter:
             else:
                 self._target.upload(self._temporary)
                 self._temporary.unlink()
-        return Shard(
-            file=self._target.name,
-            rows=self.num_rows,
-            row_groups=-(-self.num_rows // self._rows_per_group),
-            bytes=num_bytes,
-            sha256=sha256,
-        )
+        return num_bytes, sha256
 
     def _write_group(self) -> None:
         with self._errors():

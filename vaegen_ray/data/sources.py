@@ -111,7 +111,7 @@ class FolderImages:
             rows = []
             for entry in entries:
                 image_id = as_text(f"{folder}{entry.name}")
-                if Path(entry.name).suffix.lower() not in image_suffixes():
+                if entry.is_special or Path(entry.name).suffix.lower() not in image_suffixes():
                     left_out.add(image_id)
                 elif selection.takes(split_of(image_id, self._held_out_fraction), self._label(folder)):
                     rows.append((entry.name, entry.size_bytes, entry.version))

@@ -22,7 +22,7 @@ MOST_EXACT_VALUES = 1024
 """Images of so many values have a probe for each."""
 
 MOST_PIXELS, FEWEST_BLOCKS = 256, 128
-"""Larger sides than the first count as means of as large blocks as leave the second, and divide the side."""
+"""Sides larger than the first count as means of as large blocks as leave the second; what is over is cut off."""
 
 COSINES = 3
 """Slow cosines of each axis in the probes of larger images, the constant included."""
@@ -153,9 +153,7 @@ def _channel_sums(values_NHWC: NDArray[np.uint8] | NDArray[np.uint16]) -> Exact:
 
 def block_size(image_size: int) -> int:
     """The side of the blocks of which the covariance is taken; 1 where it is that of pixels."""
-    if image_size <= MOST_PIXELS:
-        return 1
-    return max(side for side in range(1, image_size // FEWEST_BLOCKS + 1) if image_size % side == 0)
+    return 1 if image_size <= MOST_PIXELS else image_size // FEWEST_BLOCKS
 
 
 def block_means(pixels_NHWC: Pixels, side: int) -> Pixels:
@@ -163,7 +161,8 @@ def block_means(pixels_NHWC: Pixels, side: int) -> Pixels:
     if side == 1:
         return pixels_NHWC
     N, H, W, C = pixels_NHWC.shape
-    sums = pixels_NHWC.reshape(N, H // side, side, W // side, side, C).sum((2, 4), np.uint32)
+    whole = pixels_NHWC[:, : H // side * side, : W // side * side]
+    sums = whole.reshape(N, H // side, side, W // side, side, C).sum((2, 4), np.uint32)
     return ((sums + side**2 // 2) // side**2).astype(np.uint8)
 
 

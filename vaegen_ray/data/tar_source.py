@@ -100,7 +100,7 @@ class TarImages:
             else:
                 text = content.decode().strip()
                 label = int(text) if extension == "cls" else text
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"label: .{extension} must hold it, got {content[:40]!r} ({error!r})") from error
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise DataError(f"label: must be a whole number or a string, got {label!r}")
@@ -148,7 +148,8 @@ class _StrictHeader(tarfile.TarInfo):
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         tar.members.clear()  # type: ignore[attr-defined]  # It would keep the headers of all.
-        if not member.isdir() and not any(part.startswith(".") for part in member.name.removeprefix("./").split("/")):
+        parts = member.name.split("/")
+        if not member.isdir() and not any(part.startswith(".") and part not in (".", "..") for part in parts):
             yield member
 
 

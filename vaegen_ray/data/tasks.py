@@ -285,7 +285,7 @@ class _Table:
         self._writer.append({**_row(image, self._shard_schema), "split": image.split, "hash": digest})
 
     def publish(self) -> dict[Split, Shard]:
-        self._writer.publish()
+        self._writer.put()
         return {}
 
 
