@@ -51,6 +51,16 @@ def test_inspect_writes_a_contact_sheet_of_images_from_the_whole_split(made: Pat
         assert sheet.crop((17, 17, 33, 33)).tobytes() == image.tobytes()
 
 
+def test_names_with_brackets_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
+    place = tmp_path / "x[" / "red]"
+    place.parent.mkdir()
+    made.rename(place)
+    assert f"{place}: whole" in vaegen("verify", place).output
+    shown = vaegen("inspect", place)
+    assert shown.exit_code == 0
+    assert "x[/red]" in shown.output
+
+
 def test_verify_ends_in_one_line_or_names_what_is_wrong(made: Path) -> None:
     result = vaegen("verify", made)
     assert result.exit_code == 0

@@ -63,6 +63,9 @@ BAD_FILES = {
         "line 2: is not valid YAML: found unconstructable recursive node",
     ),
     "deep": (b"kind: " + b"[" * 20_000, "is not valid YAML: maximum recursion depth exceeded"),
+    "tag of what does not fit": (b"seed: !!bool maybe\n", "is not valid YAML"),
+    "tag of no time": (b"seed: !!timestamp abc\n", "is not valid YAML"),
+    "tag of no number": (b'seed: !!float ""\n', "is not valid YAML"),
     "huge number": (b"kind: train\nseed: " + b"9" * 5000, "is not valid YAML: Exceeds the limit (4300 digits)"),
 }
 

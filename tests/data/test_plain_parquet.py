@@ -140,7 +140,8 @@ def test_damaged_images_are_left_out_and_named(folder: Path, cache: Path, caplog
 def test_too_many_damaged_images_are_refused_and_leave_nothing(folder: Path, cache: Path) -> None:
     write_parquet(folder / "part-1.parquet", range(60, 120), damaged=(70, 80, 90))
     with pytest.raises(
-        DataError, match=r"data.source: cannot be used as it is: .*\(3 of 120 images: part-1.parquet#10"
+        DataError,
+        match=r"data.source: cannot be used as it is: 3 of its 120 images are damaged \(part-1.parquet#10",
     ):
         open_dataset(data_of(folder, cache), COLOUR)
     assert [path.suffix for path in (cache / "converted").iterdir()] == [".lock"]

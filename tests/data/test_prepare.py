@@ -348,7 +348,7 @@ def test_duplicates_are_found_where_chunks_keep_no_image(tmp_path: Path) -> None
     assert metadata.rejected == {"damaged": 1, "too_small": 0, "duplicate": 1}
     for image in folder.iterdir():
         image.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"must have at least one training image, .* remove .*none and"):
+    with pytest.raises(DataError, match=r"must have at least one training image, .* and repair them"):
         prepare(prepare_job(folder_source(folder), tmp_path / "none", **changes))
 
 

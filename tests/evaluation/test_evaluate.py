@@ -145,7 +145,7 @@ def test_evaluate_of_a_posterior_without_a_variance_names_the_score() -> None:
 
 
 def test_scores_of_a_run_are_read_as_they_were_saved(vae_run: RunDirectory) -> None:
-    save_scores({"sample_swd": 0.25}, vae_run.load_job(), Compared("held_out", 50, 50), vae_run)
+    save_scores({"sample_swd": 0.25}, vae_run.load_job(), Compared("held_out", 50, 50), vae_run, position=1000)
     assert vae_run.is_complete()
     assert read_record(vae_run)["scores"] == {"sample_swd": 0.25}
 
@@ -155,7 +155,7 @@ def test_scores_measured_later_stand_beside_the_earlier_ones_each_with_what_it_w
 ) -> None:
     job = tiny_job(evaluation=WITH_FEATURES)
     save_scores({"sample_swd": 0.25, "kl_nats": 3.0}, job, Compared("held_out", 50, 50), vae_run, position=990)
-    save_scores({"sample_fid": 12.0}, job, Compared("train", 900, 50_000), vae_run)
+    save_scores({"sample_fid": 12.0}, job, Compared("train", 900, 50_000), vae_run, position=990)
     record = read_record(vae_run)
     assert record["scores"] == {"sample_swd": 0.25, "kl_nats": 3.0, "sample_fid": 12.0}
     assert record["position"] == 990

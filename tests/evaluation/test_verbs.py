@@ -13,7 +13,7 @@ from tests.evaluation.samples import finished, tiny_job
 from tests.training.jobs import KL_AUTOENCODER
 from vaegen_ray.cli.main import app
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import DataError, JobError, VaegenError
+from vaegen_ray.errors import CheckpointError, DataError, JobError, VaegenError
 from vaegen_ray.evaluation.trained_model import load_trained_model, save_trained_model
 
 
@@ -154,6 +154,10 @@ def test_verbs_with_an_unknown_device_are_refused(vae_run: RunDirectory) -> None
 
 def test_evaluate_verb_measures_all_with_another_number_of_samples(tmp_path: Path) -> None:
     run = finished(tiny_job(tmp_path, evaluation={"images": 60, "features": {"network": "fashion_mnist_cnn"}}))
+    with pytest.raises(CheckpointError, match=r"scores.json: must hold the scores of the end of training before"):
+        printed("evaluate", run.root, "--metrics", "all", "--samples", 150, "--against", "train")
+    assert not run.is_complete()
+    printed("evaluate", run.root)
     output = printed("evaluate", run.root, "--metrics", "all", "--samples", 150, "--against", "train")
     assert "150 samples against 150 train images" in output
     assert 0 <= json.loads(run.scores.read_text())["scores"]["memorised_fraction"] <= 1
@@ -177,6 +181,63 @@ def test_evaluate_verb_with_a_group_measures_it_alone_and_keeps_the_rest(vae_run
     assert changed == {"kl_nats", "rate_bits_per_dimension"}
     with pytest.raises(JobError, match=r"--metrics: must be one of .*'fid'.* got 'fied'; did you mean 'fid'"):
         printed("evaluate", vae_run.root, "--metrics", "fied")
+
+
+def test_evaluate_verb_by_a_group_alone_leaves_a_run_without_scores_unfinished(vae_run: RunDirectory) -> None:
+    """It was complete with a part of them, and nobody measured the rest."""
+    for metrics in ("swd", "memorisation"):
+        with pytest.raises(CheckpointError, match=r"is missing; `vaegen evaluate .*` measures them"):
+            printed("evaluate", vae_run.root, "--metrics", metrics)
+    assert not vae_run.is_complete()
+    printed("evaluate", vae_run.root)
+    assert json.loads(vae_run.scores.read_text())["position"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics", "lacks"),
+    [("vae", "swd,fid", "'fid' needs evaluation.features"), ("gan", "active_units", "'active_units' needs an encoder")],
+)
+def test_evaluate_verb_refuses_a_group_that_the_run_cannot_give(
+    kind: str, metrics: str, lacks: str, tmp_path: Path
+) -> None:
+    run = finished(tiny_job(tmp_path, kind))
+    with pytest.raises(JobError, match=f"--metrics: {lacks}"):
+        printed("evaluate", run.root, "--metrics", metrics)
+
+
+def test_evaluate_verb_of_another_dataset_than_was_trained_on_is_refused(vae_run: RunDirectory) -> None:
+    vae_run.provenance.write_text(json.dumps([{"dataset": {"fingerprint": "0" * 64}}]))
+    with pytest.raises(JobError, match=r"data\.source: shipped:fashion_mnist holds other images than this run was tr"):
+        printed("evaluate", vae_run.root)
+
+
+def test_evaluate_verb_with_as_many_samples_as_the_job_names_but_fewer_images_leaves_the_scores_of_the_run(
+    tmp_path: Path,
+) -> None:
+    run = finished(tiny_job(tmp_path, evaluation={"images": 3000}))
+    printed("evaluate", run.root)
+    before = run.scores.read_text()
+    assert "scores-held_out-3000.json" in printed("evaluate", run.root, "--metrics", "swd", "--samples", 3000)
+    assert run.scores.read_text() == before
+
+
+def test_evaluate_verb_of_a_run_that_was_moved_writes_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(tiny_job("runs", evaluation={"images": 60, "features": {"network": "fashion_mnist_cnn"}}))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "elsewhere/moved")
+    printed("evaluate", "elsewhere/moved/tiny")
+    assert (tmp_path / "elsewhere/moved/statistics").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("seed", [2**63, 10**30])
+def test_verbs_refuse_seeds_that_no_generator_takes(vae_run: RunDirectory, seed: int) -> None:
+    with pytest.raises(JobError, match=r"a seed must be at most 9223372036854775807"):
+        printed("interpolate", vae_run.root, seed, 1)
+    assert CliRunner().invoke(app, ["sample", str(vae_run.root), "--seed", str(seed)]).exit_code == 2
 
 
 def test_evaluate_verb_against_other_images_leaves_the_scores_of_the_run(vae_run: RunDirectory) -> None:

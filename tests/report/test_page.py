@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from tests.report.conftest import Browser
 from vaegen_ray.cli.main import app
+from vaegen_ray.cli.report import page_data
 from vaegen_ray.compare.directory import CompareDirectory
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.report.page import html_page
 from vaegen_ray.runs.attempts import Attempt, AttemptState, now, write_attempt
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.storage import Location
@@ -134,6 +137,20 @@ def test_report_names_no_place_outside_of_itself(trained: RunDirectory, tmp_path
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1].replace("<\\/", "</"))  # type: ignore[index]
     kinds = {block["type"] for block in data["blocks"]}
     assert kinds == {"table", "slider", "pictures", "chart", "note", "facts", "source"}
+
+
+def test_report_of_a_run_with_damaged_records_and_a_number_that_is_not_finite_is_made(
+    trained: RunDirectory, tmp_path: Path
+) -> None:
+    shutil.copytree(str(trained.root), tmp_path / "run")
+    run = RunDirectory(Location.of(tmp_path / "run"))
+    run.provenance.write_text("")
+    run.incidents.write_text('[{"time"')
+    with (tmp_path / "run/metrics.jsonl").open("a") as metrics:
+        metrics.write('{"position": 408, "generator_loss": null, "not_finite": {"generator_loss": "nan"}}\n')
+    page = html_page(page_data(run.root))
+    assert "provenance.json: must be JSON, is damaged" in page
+    assert "incidents.json: must be JSON, is damaged" in page
 
 
 def test_report_of_another_folder_is_refused(tmp_path: Path) -> None:

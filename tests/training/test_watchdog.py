@@ -11,7 +11,7 @@ from tests.training.jobs import KL_AUTOENCODER, NETWORK, job_with, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
-from vaegen_ray.runs.incidents import read_incidents
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.incidents import CollapsedError
 from vaegen_ray.training.local_session import local_session

@@ -39,7 +39,7 @@ def inspect(
     from vaegen_ray.data.dataset import Dataset
 
     dataset = Dataset.open(source, key="DATASET")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(_description(dataset))
     if images:
         console.print(f"{_write_sheet(dataset, images)}: {SHEET_COLUMNS} a row, spread over the training images")
@@ -57,7 +57,7 @@ def verify(source: Source) -> None:
     num_problems = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"verify {dataset.metadata.name}", total=num_images)
+        bar = progress.add_task("verify", total=num_images)
         for problem in problems_of(dataset, lambda count: progress.advance(bar, count)):
             num_problems += 1
             if num_problems <= SHOWN_PROBLEMS:
@@ -68,7 +68,7 @@ def verify(source: Source) -> None:
         raise DataError(
             f"{dataset.location}: {num_problems} problem(s){more}; restore the files that are named, or prepare again"
         )
-    Console(highlight=False).print(
+    Console(highlight=False, markup=False).print(
         f"{dataset.location}: whole; {num_shards} shards have their checksums, {num_images:,} images decode",
         soft_wrap=True,
     )
@@ -78,7 +78,7 @@ def _description(dataset: "Dataset") -> Table:
     from vaegen_ray.data.format import SPLITS
 
     metadata = dataset.metadata
-    table = Table(show_header=False, title=f"{metadata.name}  ({dataset.location})", title_justify="left")
+    table = Table(show_header=False, title=Text(f"{metadata.name}  ({dataset.location})"), title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.sentences import must_be
 from vaegen_ray.errors import JobError
@@ -45,7 +46,7 @@ def evaluate(
     if against not in ("held_out", "train"):
         raise JobError(f"--against: must be held_out or train, got {against!r}")
     directory = RunDirectory(Location.of(run))
-    request = Request(_groups(metrics), samples, "train" if against == "train" else "held_out")
+    request = Request(_groups(metrics, directory), samples, "train" if against == "train" else "held_out")
     if workers > 1:
         from vaegen_ray.on_ray.evaluate import evaluate_on_ray
 
@@ -64,10 +65,11 @@ def evaluate(
         )
     if "traversals" in request.groups:
         console.print(f"traversals: {directory.samples / 'final-traversals.png'}", soft_wrap=True)
-    console.print(f"scores: {scores_file(directory, job, request)}", soft_wrap=True)
+    console.print(f"scores: {scores_file(directory, compared)}", soft_wrap=True)
 
 
-def _groups(metrics: str) -> tuple[str, ...]:
+def _groups(metrics: str, run: RunDirectory) -> tuple[str, ...]:
+    """Those that are asked for; JobError where one is named that the run cannot give."""
     from vaegen_ray.evaluation.finished_run import SEPARATE
     from vaegen_ray.evaluation.scores import GROUPS
 
@@ -79,7 +81,19 @@ def _groups(metrics: str) -> tuple[str, ...]:
     for name in names:
         if name not in GROUPS:
             raise JobError(f"--metrics: {must_be(['all', 'training', *GROUPS], name)}")
+        if lacks := _lacks(run.load_job(), GROUPS[name]):
+            raise JobError(f"--metrics: '{name}' needs {lacks}; ask for others")
     return tuple(names)
+
+
+def _lacks(job: TrainJob, names: tuple[str, ...]) -> str:
+    """Why a run of ``job`` has none of the scores ``names``; nothing where it has some."""
+    given = (*evaluated_metrics(job), "memorised_fraction")
+    if not names or set(names) & set(given):
+        return ""
+    if job.objective.kind == "gan" and not any(name.startswith("sample_") for name in names):
+        return "an encoder, which the gan of this run has not"
+    return "evaluation.features, which the job of this run does not name"
 
 
 def _conditions(scores: dict[str, float], job: TrainJob, compared: "Compared") -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from vaegen_ray.cli.evaluate import Device, Run, device_named
+from vaegen_ray.config.base import LARGEST_SEED
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.model import KlAutoencoderModel
 from vaegen_ray.config.run_directory import RunDirectory
@@ -30,7 +31,9 @@ Output = Annotated[str | None, typer.Option(help="PNG file, local or s3://; by d
 def sample(
     run: Run,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the latents: the same seed, the same images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Of the latents: the same seed, the same images.")
+    ] = 0,
     output: Output = None,
     device: Device = None,
 ) -> None:
@@ -124,6 +127,8 @@ def _latent(end: str, generator: "Generator", job: TrainJob) -> "Tensor":
     from vaegen_ray.evaluation.inference import posterior_means, prior_latents
 
     if end.isascii() and end.isdigit():
+        if int(end) > LARGEST_SEED:
+            raise JobError(f"A, B: a seed must be at most {LARGEST_SEED}, got {end}; write ./{end} for a file")
         return prior_latents(1, generator.latent_shape, int(end))[0]
     return posterior_means(generator, read_images([end], job.model))[0]
 

@@ -49,6 +49,10 @@ Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
 """A part that is less than the whole."""
 
+LARGEST_SEED = 2**63 - 1
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED, strict=True)]
+"""Of random generators, which take no more."""
+
 Flag = Annotated[bool, Field(strict=True)]
 
 Text = Annotated[str, Field(min_length=1)]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vaegen_ray.config.base import Count, PositiveFloat, PositiveImages, Section, Text
+from vaegen_ray.config.base import Count, PositiveFloat, PositiveImages, Section, Seed, Text
 from vaegen_ray.config.completion import CHECKPOINTS_PER_RUN, REPORTS_PER_RUN
 from vaegen_ray.config.job import NAME_PATTERN, TrainJob
 
@@ -40,7 +40,7 @@ class CompareJob(Section):
     """The train job that every variant begins from: in the file a path, seen from the file's folder, or a job."""
     variants: Annotated[dict[str, Overrides], Field(min_length=2)]
     """Name to the settings that make it of the base job."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Every variant is trained once with each; significance needs two or more."""
     budget: Budget | None = None
     """By default what the base job says."""

@@ -15,6 +15,7 @@ from vaegen_ray.config.base import (
     PositiveImages,
     ProperFraction,
     Section,
+    Seed,
     Text,
     Weight,
 )
@@ -270,7 +271,7 @@ class TrainJob(Section):
     kind: Literal["train"]
     name: str
     """Of the run: its directory in ``storage``."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Seed = 0
     data: Data
     model: Model
     objective: Objective

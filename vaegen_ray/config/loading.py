@@ -84,7 +84,8 @@ def parse_yaml(text: str) -> Any:
         raise JobError(f"{where}is not valid YAML: {problem}") from error
     except JobError:
         raise
-    except (RecursionError, ValueError) as error:  # A million brackets, or a number of a million digits.
+    # A million brackets, a number of a million digits, or a tag (`!!bool maybe`) of what does not fit it.
+    except (RecursionError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise JobError(f"is not valid YAML: {error}") from error
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vaegen_ray.config.base import Count, Flag, Fraction, Section
+from vaegen_ray.config.base import Count, Flag, Fraction, ProperFraction, Section, Text
 from vaegen_ray.config.job import NAME_PATTERN
 
 DEFAULT_HELD_OUT_FRACTION = 0.05
@@ -19,9 +19,9 @@ class FolderSource(Section):
     """Image files (PNG, JPEG, WebP, GIF, BMP, TIFF, NetPBM, AVIF, JPEG 2000, or `.npy` arrays H, W, C of uint8)."""
 
     kind: Literal["folder"]
-    path: str
+    path: Text
     """Searched with all its sub-folders: a local path or ``s3://bucket/prefix``."""
-    label_from_folder: bool = False
+    label_from_folder: Flag = False
     """Label each image with the name of the folder that holds it; one directly in ``path`` has none."""
 
 
@@ -29,14 +29,14 @@ class ParquetSource(Section):
     """Parquet with encoded images in a column of bytes, or of Hugging Face's struct of bytes and path."""
 
     kind: Literal["parquet"]
-    path: str
+    path: Text
     """A file, or a folder of ``*.parquet``: a local path or ``s3://bucket/prefix``."""
-    image_column: str = "image"
-    id_column: str | None = None
+    image_column: Text = "image"
+    id_column: Text | None = None
     """By default an image is named by its file and row."""
-    label_column: str | None = None
+    label_column: Text | None = None
     """Of whole numbers or strings."""
-    split_column: str | None = None
+    split_column: Text | None = None
     """Column that says which split a row belongs to. By default the names of the files do where some begin with
     `train` and others with `test` or `validation`, as Hugging Face's (`data/train-00000-of-00002.parquet`), or lie in
     folders of these names: `test` is held out, `validation` where there is no `test` and left out where there is.
@@ -60,11 +60,11 @@ class TarSource(Section):
     """Tar shards in WebDataset's naming: files of one stem, one after another, are one image and what belongs to it."""
 
     kind: Literal["tar"]
-    path: str
+    path: Text
     """A file, or a folder of ``*.tar``, ``*.tar.gz`` or ``*.tgz``: a local path or ``s3://bucket/prefix``."""
     label_extension: Literal["cls", "txt", "json"] | None = None
     """The file of each stem that holds the label: a whole number in `.cls`, a string in `.txt`."""
-    label_key: str | None = None
+    label_key: Text | None = None
     """The key of the label in `.json`: a whole number or a string."""
 
     @model_validator(mode="after")
@@ -81,9 +81,9 @@ class TorchvisionSource(Section):
 
     kind: Literal["torchvision"]
     dataset: Literal["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10"]
-    root: str
+    root: Text
     """Local folder that torchvision keeps its datasets in."""
-    download: bool = False
+    download: Flag = False
     """Fetch the dataset when it is not in ``root``."""
 
 
@@ -136,11 +136,11 @@ class PrepareJob(Section):
     """Of the dataset."""
     source: Source
     image: ImageFormat
-    destination: str
+    destination: Text
     """Folder of the dataset: a local path or ``s3://bucket/prefix``, empty or not there yet."""
     licence: str | None = None
     """Of the images, recorded in the dataset."""
-    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    held_out_fraction: ProperFraction | None = None
     """Part of the images that is never trained on, chosen by a hash of each image's name so that adding images
     moves none; 0.05 when absent. Not for a source that has its own split."""
     images_per_label: ImagesPerLabel | None = None

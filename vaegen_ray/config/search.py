@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaegen_ray.config.base import Count, Images, PositiveFloat, ProperFraction, Section, Text
+from vaegen_ray.config.base import Count, Images, PositiveFloat, ProperFraction, Section, Seed, Text
 from vaegen_ray.config.job import NAME_PATTERN, TrainJob
 
 
@@ -274,7 +274,7 @@ class SearchJob(Section):
     """How often a trial that was lost begins again from its checkpoint."""
     study: Text | None = None
     """URL of a database for the Optuna study; by default a journal file in the search's directory."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Seed = 0
     """Of the sampler."""
     storage: Text = "runs"
     """Folder or bucket of all runs and searches."""

@@ -12,7 +12,7 @@ from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.dataset import SHIPPED_SCHEME, Dataset
 from vaegen_ray.data.format import JOB_FILE, METADATA_FILE, SCHEMA_VERSION, check_matches
 from vaegen_ray.data.listing import files_of, walk
-from vaegen_ray.data.prepare import prepare
+from vaegen_ray.data.prepare import PrepareSummary, prepare
 from vaegen_ray.data.sources import open_source
 from vaegen_ray.errors import DataError, JobError
 from vaegen_ray.storage import Location
@@ -120,10 +120,21 @@ def _convert(job: PrepareJob, content: Path) -> None:
     content.unlink()
     logger.info("%s: converting it for this machine", job.source)
     try:
-        summary = prepare(job.model_copy(update={"destination": str(content)}))
+        # What is damaged is judged here: nobody can look into a list of it, which goes with a failed conversion.
+        summary = prepare(job.model_copy(update={"destination": str(content), "max_rejected_fraction": 1.0}))
+        _check_rejected(summary, job.max_rejected_fraction)
     except DataError as error:
         raise DataError(
             f"data.source: cannot be used as it is: {error}; `vaegen prepare` can prepare it by other rules"
         ) from error
     if summary.rejections or summary.num_left_out:
         logger.warning("data.source: %s", summary)
+
+
+def _check_rejected(summary: PrepareSummary, limit: float) -> None:
+    num_damaged = summary.metadata.rejected.get("damaged", 0)
+    num_images = sum(summary.metadata.counts.values()) + num_damaged
+    if num_damaged > limit * num_images:
+        named = "; ".join(f"{rejection.id}: {rejection.reason}" for rejection in summary.rejections[:3])
+        more = "; ..." if num_damaged > 3 else ""
+        raise DataError(f"{num_damaged} of its {num_images} images are damaged ({named}{more}), repair them")

@@ -187,10 +187,11 @@ class _Commit:
         counts = {split: sum(shard.rows for shard in self._splits[split]) for split in SPLITS}
         if not counts["train"]:
             rejected = f", and {sum(self._rejected.values())} rejected ({REJECTED_FILE})" if self._rejected else ""
-            remedy = "lower minimum_pixels" if self._rejected["too_small"] else "lower held_out_fraction"
+            remedy = "lower held_out_fraction" if counts["held_out"] else "repair them"
+            remedy = "lower minimum_pixels" if self._rejected["too_small"] else remedy
             raise DataError(
                 f"{self._job.name}: must have at least one training image, got none and {counts['held_out']} held-out"
-                f"{rejected}; remove {self._destination} and {remedy}, or add images"
+                f"{rejected}; remove the destination and {remedy}, or add images"
             )
         metadata = self._metadata(counts)
         keep = {shard.file for shards in self._splits.values() for shard in shards}

@@ -11,13 +11,15 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
+from vaegen_ray.errors import CheckpointError, JobError
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.inference import images_of_bytes
 from vaegen_ray.evaluation.memorisation import memorisation
 from vaegen_ray.evaluation.pictures import image_grid, save_picture, traversal_grid
 from vaegen_ray.evaluation.scores import GROUPS, Compared, save_scores
 from vaegen_ray.evaluation.shares import Share
-from vaegen_ray.evaluation.trained_model import load_trained_model
+from vaegen_ray.evaluation.trained_model import load_trained_model, trained_position
+from vaegen_ray.runs.records import read_starts
 from vaegen_ray.storage import Location
 
 SEPARATE = ("memorisation", "traversals")
@@ -44,12 +46,24 @@ def evaluate_run(
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> tuple[TrainJob, dict[str, float], Compared]:
-    """Measure what is asked for, and write it into the run's directory on rank 0. A collective."""
+    """Measure what is asked for, and write it into the run's directory on rank 0. A collective.
+
+    Raises JobError where the dataset holds other images than those that the run was trained on, and CheckpointError
+    where the run has no scores yet and would get a part of them.
+    """
     generator, job = load_trained_model(run, device)
+    # The job's own `storage` may begin in another working directory, or be where the run was before.
+    job = job.model_copy(update={"storage": run.root.parent.url})
     dataset, cache = open_dataset(job.data, job.model), NodeCache.of(job.data)
+    _check_same_images(run, job, dataset.metadata.fingerprint)
     wanted = request.samples or job.evaluation.images
     known = job.data.max_images if request.split == "train" else None
     real = dataset.decoded(request.split, cache, min(wanted, known or wanted))
+    num_real, num_own = min(wanted, len(real)), min(job.evaluation.images, dataset.metadata.counts["held_out"])
+    num_samples = request.samples or num_real
+    is_own = request.split == "held_out" and num_samples == num_real == num_own
+    compared = Compared(request.split, num_real, num_samples, is_own=is_own)
+    _check_makes_no_part_of_the_scores(run, request, compared)
     scores: dict[str, float] = {}
     if set(request.groups) - set(SEPARATE):
         scores = evaluate(
@@ -80,28 +94,44 @@ def evaluate_run(
         save_picture(traversal_grid(generator, first, job.seed), run.samples / "final-traversals.png")
     wanted_names = {name for group in request.groups for name in GROUPS[group]}
     scores = {name: value for name, value in scores.items() if name in wanted_names}
-    num_real = min(wanted, len(real))
-    compared = Compared(request.split, num_real, request.samples or num_real)
     if rank == 0:
-        _save(scores, job, request, compared, run)
+        _save(scores, job, compared, run)
     return job, scores, compared
 
 
-def scores_file(run: RunDirectory, job: TrainJob, request: Request) -> Location:
+def scores_file(run: RunDirectory, compared: Compared) -> Location:
     """The run's own scores where images are compared that its training compares, else a file of their own.
 
     In the run's they would stand in for those that comparisons and reports hold against other runs'.
     """
-    if request.split == "held_out" and request.samples in (None, job.evaluation.images):
-        return run.scores
-    return run.final / f"scores-{request.split}-{request.samples or job.evaluation.images}.json"
+    return run.scores if compared.is_own else run.final / f"scores-{compared.split}-{compared.samples}.json"
 
 
-def _save(scores: dict[str, float], job: TrainJob, request: Request, compared: Compared, run: RunDirectory) -> None:
+def _check_same_images(run: RunDirectory, job: TrainJob, fingerprint: str) -> None:
+    trained_on = next((start["dataset"]["fingerprint"] for start in read_starts(run)), fingerprint)
+    if trained_on != fingerprint:
+        raise JobError(
+            f"data.source: {job.data.source} holds other images than this run was trained on (fingerprint "
+            f"{trained_on[:12]} there, {fingerprint[:12]} here), some of which it may know; restore them"
+        )
+
+
+def _check_makes_no_part_of_the_scores(run: RunDirectory, request: Request, compared: Compared) -> None:
+    """Scores of the run's own mark it as complete, and nobody would measure the rest."""
+    training = set(GROUPS) - set(SEPARATE)
+    if not run.scores.exists() and not (compared.is_own and training <= set(request.groups)):
+        raise CheckpointError(
+            f"{run.scores}: must hold the scores of the end of training before others are added, is missing; "
+            f"`vaegen evaluate {run.root}` measures them"
+        )
+
+
+def _save(scores: dict[str, float], job: TrainJob, compared: Compared, run: RunDirectory) -> None:
     """The nearest-training-image check names its own set, whatever is asked for."""
     memory = {name: value for name, value in scores.items() if name == "memorised_fraction"}
     others = {name: value for name, value in scores.items() if name not in memory}
+    position = trained_position(run)
     if others:
-        save_scores(others, job, compared, run, file=scores_file(run, job, request))
+        save_scores(others, job, compared, run, position=position, file=scores_file(run, compared))
     if memory:
-        save_scores(memory, job, replace(compared, split="held_out"), run)
+        save_scores(memory, job, replace(compared, split="held_out"), run, position=position)

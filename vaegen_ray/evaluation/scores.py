@@ -61,6 +61,8 @@ class Compared:
     split: str
     real: int
     samples: int
+    is_own: bool = True
+    """Whether they are those that the run's training compares at its end."""
     kept_features: int = 10_000
     """Of each set, at most, for what needs more of features than mean and covariance."""
 
@@ -89,7 +91,7 @@ def save_scores(
     compared: Compared,
     run: RunDirectory,
     *,
-    position: int | None = None,
+    position: int,
     file: Location | None = None,
 ) -> None:
     """Write ``scores`` to ``run.scores``, each with the set, the number of images, the feature network and the resize.
@@ -106,7 +108,7 @@ def save_scores(
             **before.get("measured_on", {}),
             **{name: compared.condition(name, job) for name in scores},
         },
-        "position": position if position is not None else before.get("position", job.training.final_position),
+        "position": position,
         "seed": job.seed,
     }
     file.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -67,6 +67,11 @@ def load_trained_model(run: RunDirectory, device: torch.device | str) -> tuple[G
     return load_generator(run.final, device), job
 
 
+def trained_position(run: RunDirectory) -> int:
+    """The images that the trained generator of ``run`` has used."""
+    return int(_read_description(run.final / DESCRIPTION)["position"])
+
+
 def fingerprint_of(run: RunDirectory) -> str:
     """SHA-256 of the weights of the trained generator of ``run``: what latents depend on."""
     _check_is_finished(run, run.load_job())

@@ -13,6 +13,7 @@ from vaegen_ray.evaluation.scores import UNITS
 from vaegen_ray.report.blocks import Block, chart, facts, note, pictures, source, table
 from vaegen_ray.report.curves import curve
 from vaegen_ray.report.run import newest_samples
+from vaegen_ray.runs.records import read_starts
 from vaegen_ray.tracking.json_lines import read_metrics
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#dc2626")
@@ -122,8 +123,9 @@ def _origin(comparison: Comparison) -> Block:
     job = comparison.job
     rows: list[tuple[str, object]] = []
     first = next((run for name in comparison.runs for run in [comparison.directory.run(name, job.seeds[0])]), None)
-    if first is not None and first.provenance.exists():
-        start = json.loads(first.provenance.read_text())[-1]
+    starts = read_starts(first) if first is not None else []
+    if starts:
+        start = starts[-1]
         rows = [
             ("command", " ".join(start["command"])),
             ("device", f"{start['device']}, {start['cpu_cores']} CPU cores"),

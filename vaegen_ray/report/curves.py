@@ -1,5 +1,6 @@
 """Charts of a run's metrics."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ def throughput_charts(lines: Sequence[Line]) -> list[Block]:
 
 def curve(lines: Sequence[Line], name: str, *, mode: str = "lines", **trace: Any) -> dict[str, Any]:
     """One metric over images."""
-    points = [(line["position"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
+    values = [(line["position"], line.get(name)) for line in lines]
+    points = [(at, value) for at, value in values if isinstance(value, int | float) and math.isfinite(value)]
     every = -(-len(points) // MOST_POINTS) if points else 1
     points = points[::every] + ([points[-1]] if points and (len(points) - 1) % every else [])
     return {

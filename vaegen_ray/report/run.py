@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,11 +12,11 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.dataset import Dataset
-from vaegen_ray.errors import VaegenError
+from vaegen_ray.errors import CheckpointError, VaegenError
 from vaegen_ray.evaluation.scores import UNITS, read_other_records, read_record
 from vaegen_ray.report.blocks import Block, facts, note, picture_uri, pictures, slider, source, table
 from vaegen_ray.report.curves import loss_charts, score_charts, throughput_charts
-from vaegen_ray.runs.incidents import read_incidents
+from vaegen_ray.runs.records import Entry, read_incidents, read_starts
 from vaegen_ray.tracking.json_lines import Line, read_metrics
 
 MOST_FRAMES = 24
@@ -63,13 +64,15 @@ LOST = {"after": "the loss of its processes, without a last checkpoint"}
 
 def incidents(run: RunDirectory, job: TrainJob) -> Block:
     """Restarts, what the watchdog noticed and did, and damaged images."""
-    starts = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
-    sentences = [
+    starts, problems = _records(read_starts, run)
+    entries, more_problems = _records(read_incidents, run)
+    sentences = [*problems, *more_problems]
+    sentences += [
         f"{start['time']}: started again at {start['position']:,} images, on {start['num_ranks']} worker(s) of "
         f"{start['device']}, after {before.get('stopped', LOST)['after']}"
         for before, start in pairwise(starts)
     ]
-    for entry in read_incidents(run):
+    for entry in entries:
         did = {"warn": "warned", "stop": "stopped the run"}.get(entry["action"])
         if did is None:
             changed = ", ".join(f"{path} = {value:g}" for path, value in entry["set"].items())
@@ -83,6 +86,14 @@ def incidents(run: RunDirectory, job: TrainJob) -> Block:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in rejected.items())
         sentences.append(f"the dataset's preparation left out {listed} (its rejected.parquet lists them)")
     return note("Incidents", sentences or ["None: no restart, no warning, no damaged image."])
+
+
+def _records(read: Callable[[RunDirectory], list[Entry]], run: RunDirectory) -> tuple[list[Entry], list[str]]:
+    """The entries; where their file is damaged none, and a sentence that says so: the rest of the page is whole."""
+    try:
+        return read(run), []
+    except CheckpointError as error:
+        return [], [str(error)]
 
 
 def _scores(records: list[dict[str, Any]]) -> list[Block]:
@@ -123,7 +134,7 @@ def _pictures(run: RunDirectory) -> list[Block]:
 
 
 def _origin(run: RunDirectory, job: TrainJob, lines: list[Line]) -> list[Block]:
-    starts = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
+    starts, _ = _records(read_starts, run)
     rows: list[tuple[str, object]] = [
         ("directory", run.root),
         ("objective", job.objective.kind),

@@ -11,7 +11,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import TrainingError
-from vaegen_ray.runs.incidents import Entry, read_incidents
+from vaegen_ray.runs.records import Entry, read_incidents
 from vaegen_ray.training.collectives import is_rank_0
 from vaegen_ray.training.lineage import has_checkpoint
 from vaegen_ray.training.watchdog import Incident

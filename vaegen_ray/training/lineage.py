@@ -4,6 +4,7 @@ import json
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.tracking.json_lines import JsonLines
 from vaegen_ray.training.checkpoint import MANIFEST, finished_positions, read_checkpoint
 
@@ -23,8 +24,7 @@ def begin_from(source: RunDirectory, target: RunDirectory, job: TrainJob, positi
         target.metrics.write_bytes(source.metrics.read_bytes())
         JsonLines(target.metrics, position).close()  # Drops the lines beyond the position.
     if source.incidents.exists():  # What it was rolled back by holds for whoever goes on from it.
-        entries = json.loads(source.incidents.read_text())
-        kept = [entry for entry in entries if entry.get("to", entry["position"]) <= position]
+        kept = [entry for entry in read_incidents(source) if entry["to" if "to" in entry else "position"] <= position]
         target.incidents.write_text(json.dumps(kept, indent=2) + "\n")
     copy = target.checkpoint(position)
     (copy / MANIFEST).remove()

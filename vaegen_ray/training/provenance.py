@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ import vaegen_ray
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
+from vaegen_ray.runs.records import read_starts
 from vaegen_ray.training.session import Session
 
 PACKAGES = ("vaegen_ray", "torch", "torchvision", "numpy", "pyarrow", "ray", "optuna")
@@ -33,7 +33,7 @@ def record_start(
 
     Raises JobError when the dataset is not the one with which the run began.
     """
-    starts: list[dict[str, Any]] = json.loads(run.provenance.read_text()) if run.provenance.exists() else []
+    starts = read_starts(run)
     if position > 0 and starts and starts[0]["dataset"]["fingerprint"] != dataset_fingerprint:
         raise JobError(
             f"data.source: {job.data.source} holds other images than this run began with (fingerprint "
@@ -60,7 +60,7 @@ def record_start(
 
 def record_end(run: RunDirectory, position: int, reasons: Sequence[str]) -> None:
     """Add to the newest start that it ended with a checkpoint, and why. One without that was killed. Rank 0 only."""
-    starts: list[dict[str, Any]] = json.loads(run.provenance.read_text())
+    starts = read_starts(run)
     # A preemption is noticed by one rank, and tells more than a request that came to another meanwhile.
     reason = min(reasons, key=lambda reason: "preemption" not in reason, default="a pause")
     starts[-1]["stopped"] = {"position": position, "after": reason}

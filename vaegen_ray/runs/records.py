@@ -1,0 +1,33 @@
+"""What a run records of itself beside its metrics: its starts, and what the watchdog noticed in it."""
+
+import json
+from typing import Any
+
+from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import CheckpointError
+from vaegen_ray.storage import Location
+
+Entry = dict[str, Any]
+
+
+def read_incidents(run: RunDirectory) -> list[Entry]:
+    """All incidents of ``incidents.json``, in the order in which they were noticed."""
+    return _entries(run.incidents)
+
+
+def read_starts(run: RunDirectory) -> list[Entry]:
+    """All starts of ``provenance.json``, the first one first."""
+    return _entries(run.provenance)
+
+
+def _entries(file: Location) -> list[Entry]:
+    """The list in ``file``; empty where there is none, CheckpointError where it is damaged."""
+    if not file.exists():
+        return []
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: must be JSON, is damaged ({error}); restore or remove it") from error
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise CheckpointError(f"{file}: must be a list of entries, is damaged; restore or remove it")
+    return found
