@@ -33,6 +33,7 @@ from vaegen_ray.search.leaderboard import leaderboard
 from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.open import load_trial
 from vaegen_ray.search.trials import TrialState
+from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.checkpoint import read_checkpoint
 from vaegen_ray.training.lineage import newest_checkpoint
 
@@ -314,7 +315,8 @@ def test_search_asked_to_stop_saves_its_trials_and_goes_on(dataset: Path, tmp_pa
     directory = SearchDirectory.of(job)
 
     def stop_when_it_trains(progress: Progress) -> None:
-        if directory.run(0).metrics.exists() and not progress.is_stopping:
+        trained = any(line["position"] > 0 for line in read_metrics(directory.run(0)))
+        if trained and not progress.is_stopping:
             assert CliRunner().invoke(app, ["search", "stop", str(directory.root)]).exit_code == 0
 
     trials = run_search(job, stop_when_it_trains)
