@@ -99,6 +99,14 @@ def test_image_that_does_not_decode_or_has_another_size_is_named_with_its_row(ma
     assert found[2].endswith("must be 16 x 16, got 17 x 16")
 
 
+def test_label_that_the_description_does_not_know_is_named(made: Path) -> None:
+    description = json.loads((made / "dataset.json").read_text())
+    (made / "dataset.json").write_text(json.dumps({**description, "label": "int64"}))
+    (first, *_) = problems(made)
+    assert first.startswith("train-00000.parquet: must have the columns id (string), ")
+    assert "label (int64) as dataset.json says, got" in first
+
+
 def test_rejected_list_must_have_the_rows_that_the_description_says(image_folder: Path, tmp_path: Path) -> None:
     (image_folder / "image-0003.png").write_bytes(b"")
     made = tmp_path / "made"

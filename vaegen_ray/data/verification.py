@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vaegen_ray.data.dataset import Dataset
-from vaegen_ray.data.format import METADATA_FILE, REJECTED_FILE, Metadata, Shard
+from vaegen_ray.data.format import METADATA_FILE, REJECTED_FILE, Metadata, Shard, shard_schema
 from vaegen_ray.data.pixels import decode_pixels
 from vaegen_ray.data.tasks import UNFINISHED
 from vaegen_ray.errors import StorageError, StoreUnavailableError
@@ -78,6 +78,12 @@ def _problems_of_rows(
     if found != (shard.rows, shard.row_groups):
         expected = f"{shard.rows} rows in {shard.row_groups} row groups"
         yield f"{shard.file}: must have {expected}, got {found[0]} in {found[1]}"
+    schema = shard_schema(metadata.encoding, metadata.label)
+    if not parquet.schema_arrow.equals(schema, check_metadata=False):
+        columns = [
+            ", ".join(f"{field.name} ({field.type})" for field in each) for each in (schema, parquet.schema_arrow)
+        ]
+        yield f"{shard.file}: must have the columns {columns[0]} as {METADATA_FILE} says, got {columns[1]}"
     first = 0
     for batch in parquet.iter_batches(ROWS_PER_READ, columns=["id", "image", "width", "height"]):
         rows = batch.to_pylist()

@@ -66,7 +66,8 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     def watch() -> None:
         try:
             ray.get(handle)
-        except Exception:  # noqa: BLE001 (of Ray or of the dataset: the run goes on without it)
+        # Of Ray or of the dataset: the run goes on without it. Ray leaves by SystemExit where its driver ends.
+        except (Exception, SystemExit):  # noqa: BLE001
             if not is_over.is_set():
                 try:
                     (run.evaluations / STATE).write_text(CLOSED)
