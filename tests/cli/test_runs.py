@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.test_validate import vaegen
 from tests.config.samples import tree_of
+from tests.evaluation.samples import finished, tiny_job
 from vaegen_ray.cli import runs
 from vaegen_ray.cli.runs import TAIL_CHARACTERS, beyond
 from vaegen_ray.cli.submit import _job_in
@@ -69,6 +70,20 @@ def test_list_says_why_a_run_is_damaged(verb: Verbs, tmp_path: Path) -> None:
     (tmp_path / "broken" / "job.json").write_text("[]")
     printed = verb("list", tmp_path)
     assert f"broken is damaged: {tmp_path}/broken/job.json: is damaged (holds [], no job); restore it" in printed
+
+
+@pytest.mark.parametrize(
+    "end", [b"null", b"123", b'{"position": null}', b'{"position": 8, "time_s": "noon"}', b"\xff\xfe"]
+)
+def test_list_and_status_of_a_run_with_damaged_metrics_are_no_traceback(
+    verb: Verbs, tmp_path: Path, end: bytes
+) -> None:
+    run = finished(tiny_job(tmp_path))
+    run.metrics.write_bytes(b'{"position": 8, "time_s": 1.0}\n' + end + b"\n")
+    assert "tiny" in verb("list", tmp_path)
+    is_text = not end.startswith(b"\xff")
+    told = verb("status", run.root, code=0 if is_text else 1)
+    assert ("8 of 1,000" if is_text else "metrics.jsonl: must be text, is damaged") in told
 
 
 def test_dataset_in_the_storage_is_no_run(dataset: Path) -> None:

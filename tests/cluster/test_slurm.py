@@ -40,7 +40,7 @@ COMMANDS = {
     """,
     "vaegen": """
         cp "$2" "$SEEN/job.json"; echo "$1" >"$SEEN/verb"
-        trap 'echo saved >"$SEEN/saved"; exit 143' TERM
+        trap 'echo saved >"$SEEN/saved"; exit "${AFTER:-143}"' TERM
         for _ in $(seq "${TENTHS:-0}"); do sleep 0.1; done
         exit "${CODE:-0}"
     """,
@@ -108,6 +108,22 @@ def test_run_saves_before_its_time_is_over_and_is_queued_again(tmp_path: Path, c
         process.kill()
     assert (tmp_path / "seen" / "saved").read_text() == "saved\n"
     assert (tmp_path / "seen" / "scontrol").read_text() == "requeue 4711\n"
+
+
+def test_run_that_ends_well_in_its_last_minutes_is_no_failure_and_not_queued_again(
+    tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    """The code of the interrupted `wait` had stayed."""
+    process = subprocess.Popen(["bash", script(tmp_path)], env=cluster | {"TENTHS": "300", "AFTER": "0"})
+    try:
+        while not (tmp_path / "seen" / "verb").exists():
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+    assert not (tmp_path / "seen" / "scontrol").exists()
 
 
 def test_header_asks_for_what_the_job_needs(tmp_path: Path) -> None:

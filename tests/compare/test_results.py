@@ -13,7 +13,7 @@ from vaegen_ray.compare.directory import CompareDirectory, Outcome
 from vaegen_ray.compare.results import Comparison, read_comparison
 from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.loading import dump_job, job_of
-from vaegen_ray.errors import JobError
+from vaegen_ray.errors import CheckpointError, JobError
 
 FID = {"gentle": (10.0, 12.0, 11.0), "strict": (20.0, 21.0, 25.0), "wild": (14.0, 40.0, 9.0)}
 
@@ -136,6 +136,15 @@ def test_equal_values_have_no_deviation_that_could_be_significant(
     for variant in ("gentle", "strict"):
         monkeypatch.setitem(FID, variant, (0.1, 0.1, 0.1))
     assert written(tmp_path).p_value("gentle", "strict", "sample_fid") == 1.0
+
+
+def test_damaged_outcome_is_told_with_its_file(tmp_path: Path) -> None:
+    comparison = written(tmp_path)
+    file = comparison.directory.outcomes / "gentle-0.json"
+    for content in ("", '{"ending": "complete", "colour": 1}'):
+        file.write_text(content)
+        with pytest.raises(CheckpointError, match=r"gentle-0\.json: is damaged"):
+            read_comparison(comparison.directory)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from vaegen_ray.objectives.adversarial import (
+    AdversarialLoss,
+    accuracy,
     cross_entropies,
     discriminator_loss,
     feature_matching_loss,
@@ -23,6 +25,22 @@ FAKE = torch.tensor([-0.5, 0.3, -2.0, 0.1, 0.9, -0.7], dtype=torch.float64)
 def logits() -> tuple[Tensor, Tensor]:
     """Logits of three real and six fake images, as leaves."""
     return REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("loss", "real", "fake", "expected"),
+    [
+        ("hinge", [0.1, -0.1], [-3.0, -1.0], 0.75),
+        ("non_saturating", [0.1, -0.1], [-3.0, -1.0], 0.75),
+        ("least_squares", [1.01, 0.6], [0.2, 0.4], 1.0),
+        ("relativistic", [12.0, -3.0], [5.0, -4.0], 1.0),
+        ("relativistic", [12.0, -5.0], [5.0, -4.0], 0.5),
+    ],
+)
+def test_accuracy_is_by_what_the_loss_asks_for(
+    loss: AdversarialLoss, real: list[float], fake: list[float], expected: float
+) -> None:
+    assert float(accuracy(loss, torch.tensor(real), torch.tensor(fake))) == expected
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,15 @@ from vaegen_ray.config.completion import merged
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.search.forks import fork_of
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.checkpoint import read_checkpoint
-from vaegen_ray.training.incidents import rollback_factors
 from vaegen_ray.training.lineage import begin_from
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.run import run_training
+from vaegen_ray.training.watchdog import rollback_factors
 
 CPU = torch.device("cpu")
 START = 32
@@ -220,4 +221,4 @@ def test_what_a_run_was_rolled_back_by_holds_for_those_that_go_on_from_it(datase
     RunDirectory.of(job).incidents.write_text(json.dumps(entries))
     child = RunDirectory.of(job.model_copy(update={"name": "child"}))
     begin_from(RunDirectory.of(job), child, job.model_copy(update={"name": "child"}), 32)
-    assert rollback_factors(child) == {"objective.kl.weight": 0.5}
+    assert rollback_factors(read_incidents(child)) == {"objective.kl.weight": 0.5}

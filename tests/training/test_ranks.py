@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from tests.models.lpips_weights import save_random_lpips
 from tests.training.jobs import KL_AUTOENCODER, OBJECTIVES, images_of, job_with, take_steps
 from vaegen_ray.errors import StorageError, TrainingError
+from vaegen_ray.evaluation.kernel_distance import kernel_distance
 from vaegen_ray.training.collectives import StopVote, from_rank_0, gather_rows, mean_over_ranks
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
@@ -106,6 +107,11 @@ def refused(session: LocalSession) -> str:
     return "nothing was raised"
 
 
+def kid() -> float:
+    rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    return float(kernel_distance(rows[:100], rows[100:] + 0.1, seed=0))
+
+
 def work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
@@ -120,6 +126,7 @@ def work(rank: int, port: int, folder: str) -> None:
         "rows": gather_rows(torch.full((rank + 1, 2), rank)).tolist(),
         "from 0": from_rank_0(lambda: {"rank": rank}),
         "refused": refused(session),
+        "kid": kid(),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
@@ -204,3 +211,9 @@ def test_collectives_give_all_ranks_the_same(two_ranks: list[dict[str, Any]]) ->
         assert results["rows"] == [[0, 0], [1, 1], [1, 1]]
         assert results["from 0"] == {"rank": 0}
         assert results["refused"] == "the store is away"
+
+
+@pytest.mark.slow
+def test_kernel_distance_does_not_count_the_rows_of_all_once_for_each_rank(two_ranks: list[dict[str, Any]]) -> None:
+    for results in two_ranks:
+        assert results["kid"] == kid()

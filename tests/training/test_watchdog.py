@@ -8,7 +8,7 @@ import pytest
 
 from tests.models.test_kl_autoencoder import model_of, published
 from tests.training.jobs import KL_AUTOENCODER, NETWORK, job_with, run_job
-from vaegen_ray.config.job import TrainJob
+from vaegen_ray.config.job import Best, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
 from vaegen_ray.runs.records import read_incidents
@@ -229,6 +229,58 @@ def test_patience_goes_on_where_a_run_that_was_interrupted_goes_on(dataset: Path
         run(interrupted)
     (entry,) = read_incidents(RunDirectory.of(interrupted))
     assert entry | {"time": whole["time"]} == whole
+
+
+def test_clamp_is_that_of_the_changes_and_rollbacks_in_force() -> None:
+    """Of the base's clamp a rollback to a larger one could not get rid, and ended a healthy run."""
+    balance = {"balance": {"kind": "gradient_share", "share": 0.5, "max_weight": 1.0}}
+    changes = [{"at_images": 400, "set": {"objective.adversarial.balance.max_weight": 10.0}}]
+    rule = {"weight_at_clamp": {"patience_images": 0}}
+    objective = {"kind": "vae_gan", "reconstruction": {"kind": "laplace"}, "adversarial": balance}
+    job = job_with(objective, changes=changes, watchdog=rule, training={"total_images": 800})
+    rollback = {"to": 560, "multiply": {"objective.adversarial.balance.max_weight": 5.0}}
+    weights = {400: 1.0, 440: 1.0, 480: 10.0, 560: 10.0, 600: 10.0, 640: 50.0}
+    lines = [{"position": at, "adversarial_weight": weight} for at, weight in weights.items()]
+    assert [incident.position for incident in incidents_in(job, lines)] == [400, 480]
+    assert [incident.position for incident in incidents_in(job, lines, [rollback])] == [400, 480, 640]
+
+
+def test_checkpoint_that_a_rollback_would_go_back_to_is_kept(dataset: Path, tmp_path: Path) -> None:
+    """With patience for longer than the checkpoints that are kept, a run had begun again from nothing."""
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
+    weights = {8: 0.5, 320: 4e6}
+    changes = [{"at_images": at, "set": {"objective.kl.weight": weight}} for at, weight in weights.items()]
+    job = failing_job("posterior_collapse", dataset, tmp_path, action, changes=changes)
+    few = job.training.model_copy(update={"keep_checkpoints": 1})
+    dog = job.watchdog.posterior_collapse
+    assert dog is not None
+    patient = job.watchdog.model_copy(update={"posterior_collapse": dog.model_copy(update={"patience_images": 280})})
+    job = job.model_copy(update={"training": few, "watchdog": patient})
+    run(job)
+    (entry,) = read_incidents(RunDirectory.of(job))
+    assert entry["position"] - entry["good_position"] >= 280
+    assert entry["to"] == entry["good_position"] // 80 * 80 > 0
+    assert RunDirectory.of(job).checkpoint_positions() == [800]
+
+
+def test_best_model_of_what_was_rolled_back_is_not_kept(dataset: Path, tmp_path: Path) -> None:
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
+    best = {"metric": "kl_nats", "goal": "minimize"}
+    weights = {8: 0.5, 320: 4e6}
+    changes = [{"at_images": at, "set": {"objective.kl.weight": weight}} for at, weight in weights.items()]
+    job = failing_job("posterior_collapse", dataset, tmp_path, action, changes=changes)
+    evaluation = job.evaluation.model_copy(update={"every_images": 40, "best": Best.model_validate(best)})
+    job = job.model_copy(update={"evaluation": evaluation})
+    run(job)
+    directory = RunDirectory.of(job)
+    (entry,) = read_incidents(directory)
+    kept = json.loads((directory.best / "scores.json").read_text())
+    line = next(line for line in read_metrics(directory) if line["position"] == kept["position"])
+    assert line["kl_nats"] == kept["scores"]["kl_nats"]
+    after = [
+        line["kl_nats"] for line in read_metrics(directory) if "sample_swd" in line and line["position"] > entry["to"]
+    ]
+    assert kept["scores"]["kl_nats"] <= min(after)
 
 
 def test_patience_begins_where_a_run_without_lines_of_its_beginning_goes_on() -> None:

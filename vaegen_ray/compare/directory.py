@@ -91,7 +91,10 @@ class CompareDirectory:
 
     def measured_images(self) -> dict[str, int]:
         """Images of each variant, where the budget is one of seconds and was measured; else empty."""
-        return dict(json.loads(self.images.read_text())) if self.images.exists() else {}
+        try:
+            return dict(json.loads(self.images.read_text())) if self.images.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.images}: is damaged ({error}); restore it") from error
 
     def train_job(self, job: CompareJob, variant: str, seed: int, images: Mapping[str, int]) -> TrainJob:
         """The job of a run."""
@@ -100,7 +103,12 @@ class CompareDirectory:
     def outcome(self, variant: str, seed: int) -> Outcome | None:
         """How the run ended; None where it has not."""
         file = self._outcome_file(variant, seed)
-        return Outcome(**json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return Outcome(**json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: is damaged ({error}); remove it, and the run is judged again") from error
 
     def record(self, variant: str, seed: int, outcome: Outcome) -> None:
         """Keep how the run ended."""

@@ -14,6 +14,7 @@ from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.watchdog import COLLAPSES
 from vaegen_ray.evaluation.scores import UNITS, read_record
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.watchdog import Incident, incidents_in
 
@@ -89,12 +90,12 @@ class Comparison:
         return Statistic(tuple(run.scores[metric] for run in self.runs[variant] if metric in run.scores))
 
     def p_value(self, one: str, other: str, metric: str) -> float:
-        """That two variants do not differ in ``metric``: Welch's t-test, two-sided; nan of fewer than two seeds."""
+        """That two variants do not differ in ``metric``: Welch's t-test, two-sided; nan without a spread."""
         first, second = (self.statistic(variant, metric).values for variant in (one, other))
         if min(len(first), len(second)) < 2:
             return math.nan
-        if len(set(first)) == len(set(second)) == 1:
-            return 1.0 if first[0] == second[0] else 0.0
+        if len(set(first)) == len(set(second)) == 1:  # Without a spread the test says nothing of a difference.
+            return 1.0 if first[0] == second[0] else math.nan
         return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
     def best(self, metric: str) -> tuple[str | None, float]:
@@ -238,7 +239,9 @@ def cost_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def collapses(run: RunDirectory, lines: Sequence[Mapping[str, Any]]) -> list[Incident]:
     """The watchdog's incidents by which a run counts as collapsed, whatever its job had the watchdog do."""
-    return [incident for incident in incidents_in(run.load_job(), lines) if incident.rule in COLLAPSES]
+    return [
+        incident for incident in incidents_in(run.load_job(), lines, read_incidents(run)) if incident.rule in COLLAPSES
+    ]
 
 
 def _story(run: RunResult) -> dict[str, Any]:

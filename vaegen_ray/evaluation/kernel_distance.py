@@ -25,7 +25,10 @@ def kernel_distance(first_BD: Tensor, second_BD: Tensor, seed: int) -> Tensor:
         warnings.filterwarnings("ignore", message=".*save all extracted features")
         # torchmetrics draws the subsets from the global CPU generator.
         torch.default_generator.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=num_subsets, subset_size=subset_size)
+        # Each rank has the rows of all already: gathered once more, pairs of equal rows would count.
+        metric = KernelInceptionDistance(
+            feature=nn.Identity(), subsets=num_subsets, subset_size=subset_size, sync_on_compute=False
+        )
         metric.update(first_BD.double(), real=True)
         metric.update(second_BD.double(), real=False)
         mean, _ = metric.compute()

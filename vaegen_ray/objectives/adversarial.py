@@ -47,6 +47,18 @@ def generator_loss(loss: AdversarialLoss, real_B: Tensor | None, fake_F: Tensor)
     return softplus(paired(real_B, fake_F) - fake_F).mean()
 
 
+def accuracy(loss: AdversarialLoss, real_B: Tensor, fake_F: Tensor) -> Tensor:
+    """The part of real and of generated images, equally, that the discriminator tells right; a scalar in [0, 1].
+
+    By the middle between what its loss asks of the two; `relativistic` asks of a real image only that its logit be
+    above that of the generated one.
+    """
+    if loss == "relativistic":
+        return (paired(real_B, fake_F) > fake_F).float().mean()
+    middle = 0.5 if loss == "least_squares" else 0.0
+    return 0.5 * ((real_B > middle).float().mean() + (fake_F < middle).float().mean())
+
+
 def paired(real_B: Tensor, fake_F: Tensor) -> Tensor:
     """The real logits once for each block of fakes, shape F."""
     return real_B.repeat(len(fake_F) // len(real_B), *[1] * (real_B.dim() - 1))

@@ -10,7 +10,7 @@ from vaegen_ray.config.objective import Adversarial, EquilibriumBalance, FrozenF
 from vaegen_ray.config.objective import Discriminator as DiscriminatorSettings
 from vaegen_ray.models.blocks import follow_spectral_norms
 from vaegen_ray.models.judges import build_discriminator
-from vaegen_ray.objectives.adversarial import cross_entropies, discriminator_loss
+from vaegen_ray.objectives.adversarial import accuracy, cross_entropies, discriminator_loss
 from vaegen_ray.objectives.augmentation import augment, draw
 from vaegen_ray.objectives.balance import held_back
 from vaegen_ray.objectives.gradient_penalty import squared_gradient_norm
@@ -135,5 +135,4 @@ class Adversary(nn.Module):
         batch.record_share("discriminator_total_loss", loss)
         batch.record_share("real_logit", real.mean())
         batch.record_share("fake_logit", fake.mean())
-        accuracy = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
-        batch.record_share("discriminator_accuracy", accuracy)
+        batch.record_share("discriminator_accuracy", accuracy(self.settings.loss, real, fake))

@@ -49,15 +49,14 @@ srun --cpu-bind=none ray symmetric-run --address "$head:$((20000 + SLURM_JOB_ID 
   --min-nodes "$SLURM_JOB_NUM_NODES" --dashboard-host=127.0.0.1 --disable-usage-stats \\
   -- bash -c 'echo $$ >"$1/pid" && exec vaegen {kind} "$1/job.json"' _ "$folder" &
 step=$!
-code=0
-# A signal ends `wait` before the step has ended.
-while wait "$step" || code=$?; kill -0 "$step" 2>/dev/null; do :; done
+# A signal ends `wait` before the step has ended, with a code of its own.
+while code=0; wait "$step" || code=$?; kill -0 "$step" 2>/dev/null; do :; done
 {requeue}exit "$code"
 """
 
 
 AND_THEN = ", and is then queued again, to go on where it was"
-REQUEUE = '$is_over && scontrol requeue "$SLURM_JOB_ID"\n'
+REQUEUE = '! $is_over || (( code == 0 )) || scontrol requeue "$SLURM_JOB_ID"\n'
 DAY_S = 86_400
 LONGEST_LEAD_S = 65_535
 """Of a signal before the end of the time; Slurm counts it in 16 bits."""

@@ -1,12 +1,13 @@
 """How a run stands, from its storage alone."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import StorageError, VaegenError
+from vaegen_ray.errors import CheckpointError, StorageError, VaegenError
 from vaegen_ray.runs.attempts import PREPARE_JOB, Attempt, AttemptState, read_attempts
 from vaegen_ray.runs.lease import holder_of, newest_holder
 from vaegen_ray.storage import Location
@@ -111,9 +112,13 @@ def _state(run: RunDirectory, attempts: list[Attempt], holder: str | None) -> st
 
 def _last_line(run: RunDirectory) -> dict[str, Any]:
     """The last whole line of metrics."""
-    for text in reversed(run.metrics.read_text().split("\n")[:-1]):
-        try:
-            return dict(json.loads(text))
-        except ValueError:
-            continue
+    try:
+        texts = run.metrics.read_text().split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{run.metrics}: must be text, is damaged ({error}); restore it") from error
+    for text in reversed(texts):
+        with suppress(ValueError, TypeError):
+            line = dict(json.loads(text))
+            if isinstance(line.get("position"), int) and isinstance(line.get("time_s", 0), int | float):
+                return line
     return {}

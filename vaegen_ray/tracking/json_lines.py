@@ -119,7 +119,10 @@ def read_metrics(run: RunDirectory) -> list[Line]:
 def _read_lines(file: Location) -> list[Line]:
     if not file.exists():
         return []
-    texts = file.read_text().split("\n")
+    try:
+        texts = file.read_text().split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: must be text, is damaged ({error}); restore it") from error
     # What follows the last line break is empty, or a line cut off.
     return [_parsed(text, file, number) for number, text in enumerate(texts[:-1], start=1)]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from vaegen_ray.config.job import Best
 from vaegen_ray.config.run_directory import RunDirectory
+from vaegen_ray.errors import CheckpointError
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.collectives import from_rank_0
 
@@ -49,6 +50,30 @@ class BestEvaluation:
         return value if self._settings.goal == "minimize" else -value
 
     def _read(self, position: int, pending: Sequence[int]) -> list[float]:
-        at = {line["position"]: line for line in read_metrics(self._run) if 0 < line["position"] <= position}
+        """The costs from that of the best model on; none where none is kept, as after a rollback to before it."""
+        kept_at = best_position(self._run)
+        if kept_at is None:
+            return []
+        # A model beyond ``position`` is of a future that comes again, and will be the best of it again.
+        first = kept_at if kept_at <= position else 1
+        at = {line["position"]: line for line in read_metrics(self._run) if first <= line["position"] <= position}
         lines = [line for line_position, line in at.items() if line_position not in pending]
         return [self._cost(line) for line in lines if "sample_swd" in line and self._settings.metric in line]
+
+
+def best_position(run: RunDirectory) -> int | None:
+    """Where the best model of ``run`` was evaluated; None where none is kept."""
+    file = run.best / SCORES
+    if not file.exists():
+        return None
+    try:
+        return int(json.loads(file.read_text())["position"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: is damaged ({error!r}); remove the folder {run.best}") from error
+
+
+def forget_best_after(run: RunDirectory, position: int) -> None:
+    """Take away a best model from beyond ``position``, to which the run is rolled back: it will not come again."""
+    kept_at = best_position(run)
+    if kept_at is not None and kept_at > position:
+        run.best.remove()

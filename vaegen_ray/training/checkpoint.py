@@ -26,8 +26,12 @@ SCHEMA = 1
 NETWORKS, OPTIMIZERS, MANIFEST = "networks.safetensors", "optimizers.pt", "manifest.json"
 
 
-def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int, fence: int = 0) -> None:
+def save_checkpoint(
+    state: TrainState, run: RunDirectory, *, keep: int, fence: int = 0, spare_at: int | None = None
+) -> None:
     """Write ``state`` under its position, then delete all but the newest ``keep`` checkpoints. Rank 0 only.
+
+    The newest one up to ``spare_at`` stays besides: the run may be rolled back to it.
 
     ``fence`` is the number of the lease under which it is written: a checkpoint of a lower one than another's was
     written by a driver that had lost the run, and does not count.
@@ -57,12 +61,16 @@ def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int, fence: i
         (folder / name).write_bytes(content)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     kept = 0
+    has_spared = spare_at is None
     for position in reversed(run.checkpoint_positions()):
         written_under = _fence(run.checkpoint(position) / MANIFEST)
         if written_under is not None and fence < written_under < math.inf:
             continue  # Of a driver that has taken over.
         if position <= state.position and written_under is not None and kept < keep:
             kept += 1
+            has_spared = has_spared or position <= (spare_at or 0)
+        elif not has_spared and written_under is not None and position <= (spare_at or 0):
+            has_spared = True
         else:
             run.checkpoint(position).remove()
 

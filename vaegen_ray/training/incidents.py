@@ -12,9 +12,10 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import TrainingError
 from vaegen_ray.runs.records import Entry, read_incidents
+from vaegen_ray.training.best import forget_best_after
 from vaegen_ray.training.collectives import is_rank_0
 from vaegen_ray.training.lineage import has_checkpoint
-from vaegen_ray.training.watchdog import Incident
+from vaegen_ray.training.watchdog import Incident, rollback_factors
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +30,6 @@ class RollBack(Exception):  # noqa: N818 (no error: the run goes on)
     def __init__(self, incident: Incident) -> None:
         super().__init__(incident.sentence)
         self.incident = incident
-
-
-def rollback_factors(run: RunDirectory) -> dict[str, float]:
-    """What the rollbacks so far multiply: dotted path to factor. Rank 0 only."""
-    factors: dict[str, float] = {}
-    for entry in read_incidents(run):
-        for path, factor in entry.get("multiply", {}).items():
-            factors[path] = factors.get(path, 1.0) * factor
-    return factors
 
 
 def record_warning(run: RunDirectory, incident: Incident) -> None:
@@ -65,7 +57,7 @@ def roll_back(job: TrainJob, run: RunDirectory, incident: Incident) -> int:
     earlier = _num_rollbacks(run, incident.rule)
     if earlier >= rule.at_most:
         raise record_stop(run, incident, f", and was rolled back {earlier} times before (at_most)")
-    factors = rollback_factors(run)
+    factors = rollback_factors(read_incidents(run))
     factors |= {path: factors.get(path, 1.0) * factor for path, factor in rule.multiply.items()}
     try:
         legs = {at: job.leg(at, factors)[0] for at in (0, *(change.at_images for change in job.changes))}
@@ -78,6 +70,7 @@ def roll_back(job: TrainJob, run: RunDirectory, incident: Incident) -> int:
     for at in run.checkpoint_positions():
         if at > position:
             run.checkpoint(at).remove()
+    forget_best_after(run, position)
     values = flat(legs[max(at for at in legs if at <= position)].model_dump())
     changed = {path: values[path] for path in rule.multiply}
     _append(run, incident, {"action": "roll_back", "to": position, "multiply": rule.multiply, "set": changed})

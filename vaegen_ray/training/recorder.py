@@ -15,6 +15,7 @@ from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.storage import Location
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.tracking.tracker import Tracker
@@ -69,7 +70,9 @@ class Recorder:
         if self.job.evaluation.best is not None:
             pending = self._published.pending if self._published is not None else ()
             self._best = BestEvaluation(self.job.evaluation.best, self.run, position, pending)
-        self._watchdog = from_rank_0(lambda: watchdog_after(self.job, read_metrics(self.run), position))
+        self._watchdog = from_rank_0(
+            lambda: watchdog_after(self.job, read_metrics(self.run), position, read_incidents(self.run))
+        )
         self.saved_at = position or None
 
     def next_images(self, batches: Iterator[Tensor]) -> Tensor:
@@ -184,7 +187,8 @@ class Recorder:
             if self.fence is not None:
                 self.fence.check()
                 keep = self.job.training.keep_checkpoints
-                save_checkpoint(state, self.run, keep=keep, fence=self.fence.number)
+                spare_at = self._watchdog.oldest_good_position()
+                save_checkpoint(state, self.run, keep=keep, fence=self.fence.number, spare_at=spare_at)
 
     def _record(self, metrics: Mapping[str, float], position: int) -> None:
         """Give ``metrics`` to the trackers."""

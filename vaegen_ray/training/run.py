@@ -27,19 +27,20 @@ from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.objectives.perceptual import check_lpips
 from vaegen_ray.runs.lease import Fence, Lease, locked
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.storage import Location
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Tracker, Trackers
 from vaegen_ray.training.checkpoint import highest_fence, restore_newest
 from vaegen_ray.training.collectives import from_rank_0, gather_objects, is_rank_0, sum_over_ranks, together
-from vaegen_ray.training.incidents import RollBack, roll_back, rollback_factors
+from vaegen_ray.training.incidents import RollBack, roll_back
 from vaegen_ray.training.loop import Ending, train
 from vaegen_ray.training.precision import compile_networks
 from vaegen_ray.training.provenance import record_end, record_start
 from vaegen_ray.training.recorder import Recorder
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
-from vaegen_ray.training.watchdog import Incident
+from vaegen_ray.training.watchdog import Incident, rollback_factors
 
 IS_TRAINED = (
     "name: {root} is being trained by another process{holder}; wait for it, stop it, or give this job another name"
@@ -137,7 +138,7 @@ def _train_and_evaluate(
         recorder.evaluate(state)
     until = min(until, job.training.total_images)
     ending = Ending.COMPLETE
-    factors = from_rank_0(lambda: rollback_factors(recorder.run))
+    factors = from_rank_0(lambda: rollback_factors(read_incidents(recorder.run)))
     while ending is Ending.COMPLETE and state.position < until and not recorder.has_converged:
         leg, end = job.leg(state.position, factors)
         if job.changes or factors:
@@ -155,7 +156,7 @@ def _train_and_evaluate(
                 ending = train(leg, session, state, batches, recorder, min(end, until))
             except RollBack as alarm:
                 state = _roll_back(job, session, recorder, alarm.incident)
-                factors = from_rank_0(lambda: rollback_factors(recorder.run))
+                factors = from_rank_0(lambda: rollback_factors(read_incidents(recorder.run)))
     is_over = state.position >= job.training.total_images or recorder.has_converged
     if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)

@@ -4,13 +4,13 @@ The rules are a fold over lines of metrics, so what a run did while it trained c
 `metrics.jsonl`. All ranks see the same numbers, and so decide alike.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vaegen_ray.config import watchdog as rules
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.objective import AdaptiveBalance, GradientShareBalance, VaeGanObjective
+from vaegen_ray.config.objective import AdaptiveBalance, GradientShareBalance, Objective, VaeGanObjective
 
 PATIENCE_PART = 20
 """By default a rule must be broken for this part of the run."""
@@ -48,9 +48,12 @@ class Watchdog:
     job: TrainJob
     begun_at: int = 0
     """Where its first line is after; what was before counts as kept."""
+    incidents: Sequence[Mapping[str, Any]] = ()
+    """Of the run, with the rollbacks whose factors hold behind them."""
     _good: dict[str, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
     _most_diverse: float = 0.0
+    _objectives: dict[tuple[int, int], Objective] = field(default_factory=dict)
 
     def look(self, position: int, metrics: Metrics) -> list[Incident]:
         """The rules of which the patience is over with this line; each is told once, until it was kept again."""
@@ -77,13 +80,27 @@ class Watchdog:
             return rule.patience_images
         return self.job.training.total_images // PATIENCE_PART
 
-    @property
-    def _adversarial_start(self) -> int:
+    def oldest_good_position(self) -> int | None:
+        """Where the run would go back to, if what is broken now and rolls back stays broken; None where nothing is."""
+        rules_in_force = self.job.watchdog.rules()
+        return min((at for name, at in self._good.items() if rules_in_force[name].action == "roll_back"), default=None)
+
+    def _objective(self, position: int) -> Objective:
+        """That of the steps before ``position``: with the changes and the rollbacks up to there."""
+        changes = sum(change.at_images < position for change in self.job.changes)
+        rollbacks = [entry for entry in self.incidents if "to" in entry and entry["to"] < position]
+        key = (changes, len(rollbacks))
+        if key not in self._objectives:
+            factors = rollback_factors(rollbacks)
+            self._objectives[key] = self.job.leg(position - 1, factors)[0].objective if any(key) else self.job.objective
+        return self._objectives[key]
+
+    def _adversarial_start(self, position: int) -> int:
         """Where the generator feels the discriminator in full."""
-        if self.job.objective.kind == "vae":
+        objective = self._objective(position)
+        if objective.kind == "vae":
             return 0
-        adversarial = self.job.objective.adversarial
-        return adversarial.start_images + adversarial.ramp_images
+        return objective.adversarial.start_images + objective.adversarial.ramp_images
 
     # ------------------------------------------------------------------ the rules
 
@@ -100,7 +117,7 @@ class Watchdog:
 
     def _dead_generator(self, rule: rules.DeadGenerator, position: int, metrics: Metrics) -> _Reading | None:
         accuracy = metrics.get("discriminator_accuracy")
-        if accuracy is None or position < self._adversarial_start:
+        if accuracy is None or position < self._adversarial_start(position):
             return None
         return _Reading(
             accuracy > rule.largest_accuracy,
@@ -120,8 +137,8 @@ class Watchdog:
         )
 
     def _weight_at_clamp(self, rule: rules.WeightAtClamp, position: int, metrics: Metrics) -> _Reading | None:
-        objective, weight = self.job.objective, metrics.get("adversarial_weight")
-        if not isinstance(objective, VaeGanObjective) or weight is None or position < self._adversarial_start:
+        objective, weight = self._objective(position), metrics.get("adversarial_weight")
+        if not isinstance(objective, VaeGanObjective) or weight is None or position < self._adversarial_start(position):
             return None
         balance = objective.adversarial.balance
         if isinstance(balance, GradientShareBalance):
@@ -171,18 +188,31 @@ READINGS: dict[str, Callable[..., _Reading | None]] = {
 """Rule to what is read for it; None where a line does not tell, or the job has no such thing."""
 
 
-def incidents_in(job: TrainJob, lines: Iterable[Metrics]) -> list[Incident]:
-    """What the watchdog would have said of these lines of `metrics.jsonl`."""
-    return _fold(Watchdog(job), lines)
+def rollback_factors(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What the rollbacks among a run's incidents multiply: dotted path to factor."""
+    factors: dict[str, float] = {}
+    for entry in entries:
+        for path, factor in entry.get("multiply", {}).items():
+            factors[path] = factors.get(path, 1.0) * factor
+    return factors
 
 
-def watchdog_after(job: TrainJob, lines: Iterable[Metrics], position: int) -> Watchdog:
+def incidents_in(
+    job: TrainJob, lines: Iterable[Metrics], incidents: Sequence[Mapping[str, Any]] = ()
+) -> list[Incident]:
+    """What the watchdog would have said of these lines of `metrics.jsonl`, of a run that met ``incidents``."""
+    return _fold(Watchdog(job, incidents=incidents), lines)
+
+
+def watchdog_after(
+    job: TrainJob, lines: Iterable[Metrics], position: int, incidents: Sequence[Mapping[str, Any]] = ()
+) -> Watchdog:
     """The watchdog of a run that goes on at ``position``, as it was after the ``lines`` before.
 
     Where they are gone, or are another run's that this one goes on from, patience begins here.
     """
     before = [line for line in lines if line["position"] <= position]
-    watchdog = Watchdog(job, begun_at=0 if before else position)
+    watchdog = Watchdog(job, begun_at=0 if before else position, incidents=incidents)
     _fold(watchdog, before)
     return watchdog
 
