@@ -19,7 +19,7 @@ from moto.core import set_initial_no_auth_action_count
 
 from tests.faults.proxy import Fault, FaultyProxy
 from vaegen_ray import storage, store_failures
-from vaegen_ray.errors import StorageError
+from vaegen_ray.errors import JobError, StorageError
 from vaegen_ray.storage import Location
 
 
@@ -100,6 +100,7 @@ def test_local_paths_are_made_absolute_and_urls_are_kept(tmp_path: Path, monkeyp
     assert Location.of("runs/").url == f"{tmp_path}/runs"
     assert Location.of("~/runs").url == "/home/somebody/runs"
     assert Location.of("s3://bucket/prefix/").url == "s3://bucket/prefix"
+    assert Location.of("s3://bucket//prefix//sub/").url == "s3://bucket/prefix//sub"
     assert Location.of(Location("s3://b")) == Location("s3://b")
     run = Location.of("s3://bucket") / "run" / "job.json"
     assert (str(run), run.name, str(run.parent), run.key) == (
@@ -108,6 +109,12 @@ def test_local_paths_are_made_absolute_and_urls_are_kept(tmp_path: Path, monkeyp
         "s3://bucket/run",
         "bucket/run/job.json",
     )
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/runs", "s3://", "s3:", "s3:///runs", "gs:bucket", "file:relative"])
+def test_mistyped_url_is_refused_and_no_local_folder(text: str) -> None:
+    with pytest.raises(JobError, match="must be a local path, or SCHEME://BUCKET/PREFIX"):
+        Location.of(text)
 
 
 def test_local_path_by_its_parent_loses_the_dots_and_keeps_links(

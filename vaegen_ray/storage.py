@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import random
+import re
 import shutil
 import stat
 import tempfile
@@ -28,7 +29,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
-from vaegen_ray.errors import StorageError, StoreUnavailableError
+from vaegen_ray.errors import JobError, StorageError, StoreUnavailableError
 from vaegen_ray.store_failures import CutShortError, diagnosis, is_refused_precondition
 
 T = TypeVar("T")
@@ -54,6 +55,9 @@ PARALLEL_PARTS = 8
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "hf": "hf"}
 """The optional dependencies of the package that bring the filesystem of a scheme."""
+
+MISTYPED_URL = re.compile(rf"(s3a?|file|{'|'.join(EXTRAS)}):(/{{0,2}}$|///|/?[^/])")
+"""What was meant as a URL, and would be taken for a local path."""
 
 _stores_given_up: set[str] = set()
 """Those for which patience was over and which have not answered since. A run that ends because of that closes its
@@ -102,7 +106,14 @@ class Location:
         if isinstance(path, Location):
             return path
         text = str(path).removeprefix("file://")
-        return cls(text.rstrip("/") if "://" in text else os.path.normpath(Path(text).expanduser().absolute()))
+        if MISTYPED_URL.match(text):
+            raise JobError(f"{text}: must be a local path, or SCHEME://BUCKET/PREFIX; add what is missing")
+        if "://" not in text:
+            return cls(os.path.normpath(Path(text).expanduser().absolute()))
+        scheme, _, rest = text.partition("://")
+        bucket, _, key = rest.partition("/")
+        # A key that begins with a slash, as of a bucket's URL and a slash too many, can be written, but not listed.
+        return cls(f"{scheme}://{bucket}/{key.lstrip('/')}".rstrip("/"))
 
     def __str__(self) -> str:
         return self.url

@@ -76,6 +76,21 @@ def test_entry_in_use_stays_and_is_named_as_the_reason(tmp_path: Path) -> None:
     assert names(cache) == ["b/large"]
 
 
+def test_damaged_entry_gives_its_room_to_its_successor(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path, limit_bytes=1500)
+    keep(cache, "a/1").close()
+
+    def is_whole(path: Path) -> bool:
+        return path.exists() and path.stat().st_size == 1000
+
+    def make(file: Path) -> None:
+        file.write_bytes(b"anew".ljust(1000))
+
+    (tmp_path / "a/1").write_bytes(b"a/1".ljust(999))
+    cache.entry("a/1", num_bytes=1000, is_whole=is_whole, make=make).close()
+    assert (tmp_path / "a/1").read_bytes().startswith(b"anew")
+
+
 def test_request_that_can_never_fit_costs_no_entry(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, limit_bytes=3000)
     lease = keep(cache, "a/used")

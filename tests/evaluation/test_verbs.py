@@ -206,7 +206,7 @@ def test_evaluate_verb_refuses_a_group_that_the_run_cannot_give(
 
 
 def test_evaluate_verb_of_another_dataset_than_was_trained_on_is_refused(vae_run: RunDirectory) -> None:
-    vae_run.provenance.write_text(json.dumps([{"dataset": {"fingerprint": "0" * 64}}]))
+    vae_run.provenance.write_text(json.dumps([{"position": 0, "dataset": {"fingerprint": "0" * 64}}]))
     with pytest.raises(JobError, match=r"data\.source: shipped:fashion_mnist holds other images than this run was tr"):
         printed("evaluate", vae_run.root)
 

@@ -152,7 +152,7 @@ def test_mlflow_run_goes_on_under_its_id_after_a_resume(
     run = RunDirectory.of(job)
     client = mlflow.MlflowClient(tracking_uri=mlflow_uri)
     for position in (0, 10):
-        trackers = open_trackers(job, run, position)
+        trackers = open_trackers(job, run, position, lambda: None)
         trackers.scalars({"loss": 1.0}, position + 10)
         trackers.close()
     experiment = client.get_experiment_by_name("resumed")
@@ -179,7 +179,7 @@ def test_wandb_run_goes_on_under_its_id_after_a_resume(tmp_path: Path, monkeypat
     run = RunDirectory.of(job)
     ids = set()
     for position in (0, 10):
-        trackers = open_trackers(job, run, position)
+        trackers = open_trackers(job, run, position, lambda: None)
         trackers.scalars({"loss": 1.0}, position + 10)
         trackers.image("samples", PICTURE, position + 10)
         trackers.close()

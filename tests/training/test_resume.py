@@ -100,6 +100,17 @@ def test_dataset_made_anew_under_the_same_path_is_refused_at_resume(dataset: Pat
         run_training(job, LocalSession(0, 1, CPU))
 
 
+def test_dataset_may_be_made_anew_before_the_first_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """Of a start that left no checkpoint nothing is in the state: what counts is the newest beginning."""
+    job = run_job(dataset, tmp_path, OBJECTIVES["vae"])
+    run_training(job, _StopsAt(2))
+    provenance = RunDirectory.of(job).provenance
+    starts = json.loads(provenance.read_text())
+    killed = {**starts[0], "dataset": {**starts[0]["dataset"], "fingerprint": "of other images"}}
+    provenance.write_text(json.dumps([killed, *starts]))
+    assert run_training(job, LocalSession(0, 1, CPU)).ending is Ending.COMPLETE
+
+
 def test_complete_run_of_a_partial_last_step_names_the_pictures_that_exist(dataset: Path, tmp_path: Path) -> None:
     job = run_job(dataset, tmp_path, OBJECTIVES["vae"], training={"total_images": 20})
     result = run_training(job, LocalSession(0, 1, CPU))

@@ -1,5 +1,6 @@
 """A run in an object store is like a run on a disk."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tests.training.jobs import OBJECTIVES, run_job
 from tests.training.test_resume import _StopsAt
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import JobError, StorageError
+from vaegen_ray.errors import JobError, LeaseLostError, StorageError
 from vaegen_ray.evaluation.scores import read_record
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.local_session import LocalSession
@@ -16,6 +17,33 @@ from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.run import check_train_job, finished_result, run_training
 
 CPU = torch.device("cpu")
+
+
+class _TakenOver(LocalSession):
+    """Another driver takes the run over, and writes it, after a few steps."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        super().__init__(0, 1, CPU)
+        self._run, self._looks = run, 0
+
+    def should_stop(self) -> bool:
+        self._looks += 1
+        if self._looks == 6:
+            record = json.loads((self._run.lease / "000001.json").read_text())
+            (self._run.lease / "000002.json").write_text(json.dumps({**record, "token": "another"}))
+            self._run.metrics.write_text('{"position": 8, "of": "the successor"}\n')
+        return False
+
+
+@pytest.mark.s3
+def test_driver_that_lost_its_run_leaves_the_metrics_of_its_successor(dataset: Path, s3_bucket: str) -> None:
+    """On its way out it had flushed its own, which took the place of all that the other had written."""
+    job = run_job(dataset, Path("unused"), OBJECTIVES["vae"]).model_copy(update={"storage": f"{s3_bucket}/runs"})
+    run = RunDirectory.of(job)
+    with pytest.raises(LeaseLostError, match="was taken over by"):
+        run_training(job, _TakenOver(run))
+    assert run.metrics.read_text() == '{"position": 8, "of": "the successor"}\n'
+    assert not run.is_complete()
 
 
 @pytest.mark.s3

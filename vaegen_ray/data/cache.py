@@ -105,9 +105,9 @@ class NodeCache:
         _remove(workspace)
         try:
             workspace.mkdir()
+            _remove(path)  # Damaged, and else in the way of its own successor.
             self._keep_room(workspace / CONTENT, num_bytes)
             make(workspace / CONTENT)
-            _remove(path)
             (workspace / CONTENT).replace(path)
         finally:
             _remove(workspace)

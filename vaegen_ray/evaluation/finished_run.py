@@ -19,7 +19,7 @@ from vaegen_ray.evaluation.pictures import image_grid, save_picture, traversal_g
 from vaegen_ray.evaluation.scores import GROUPS, Compared, save_scores
 from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.evaluation.trained_model import load_trained_model, trained_position
-from vaegen_ray.runs.records import read_starts
+from vaegen_ray.runs.records import trained_on
 from vaegen_ray.storage import Location
 
 SEPARATE = ("memorisation", "traversals")
@@ -108,11 +108,11 @@ def scores_file(run: RunDirectory, compared: Compared) -> Location:
 
 
 def _check_same_images(run: RunDirectory, job: TrainJob, fingerprint: str) -> None:
-    trained_on = next((start["dataset"]["fingerprint"] for start in read_starts(run)), fingerprint)
-    if trained_on != fingerprint:
+    known = trained_on(run)
+    if known is not None and known != fingerprint:
         raise JobError(
             f"data.source: {job.data.source} holds other images than this run was trained on (fingerprint "
-            f"{trained_on[:12]} there, {fingerprint[:12]} here), some of which it may know; restore them"
+            f"{known[:12]} there, {fingerprint[:12]} here), some of which it may know; restore them"
         )
 
 

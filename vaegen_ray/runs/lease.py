@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 BEAT_S = 10.0
 """Time between two signs of life."""
 SILENCE_S = 45.0
+UNLISTED_POLL_S, MOST_REFUSALS = 0.5, 20
 """After so long without one a holder counts as gone."""
 LOOK_S = 2.0
 KEPT = 2
@@ -104,6 +105,7 @@ class Lease:
         """
         self._holder = Holder.this_process()
         self._beats, self._token = 0, uuid.uuid4().hex
+        refusals = 0
         while True:
             newest = max(_numbers(folder), default=0)
             if newest:
@@ -111,6 +113,11 @@ class Lease:
             self.fence = Fence(folder, max(newest, above) + 1)
             if self._file.create(self._content()):
                 break
+            if newest == max(_numbers(folder), default=0):
+                refusals += 1  # By somebody whose file a store does not list yet, or never will.
+                time.sleep(UNLISTED_POLL_S)
+            if refusals > MOST_REFUSALS:
+                raise StorageError(f"{self._file}: is there, but its folder does not list it; use another storage")
         for number in sorted(_numbers(folder))[: -KEPT - 1]:
             (folder / _name(number)).remove()
         self._ended = threading.Event()

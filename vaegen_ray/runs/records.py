@@ -20,6 +20,13 @@ def read_starts(run: RunDirectory) -> list[Entry]:
     return _entries(run.provenance)
 
 
+def trained_on(run: RunDirectory) -> str | None:
+    """Fingerprint of the dataset of the run's newest beginning from nothing; None where no start is known."""
+    starts = read_starts(run)
+    began = next((start for start in reversed(starts) if start["position"] == 0), starts[0] if starts else None)
+    return None if began is None else str(began["dataset"]["fingerprint"])
+
+
 def _entries(file: Location) -> list[Entry]:
     """The list in ``file``; empty where there is none, CheckpointError where it is damaged."""
     if not file.exists():

@@ -9,7 +9,7 @@ import bisect
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from PIL.Image import Image
@@ -27,9 +27,13 @@ Line = dict[str, Any]
 class JsonLines:
     """Writes ``file``: a local file grows line by line, an object is replaced every ten seconds and at a flush."""
 
-    def __init__(self, file: Location, position: int) -> None:
-        """Go on after ``position``: lines beyond it, and a line that a kill cut off, are dropped."""
-        self._file = file
+    def __init__(self, file: Location, position: int, check_writer: Callable[[], None] = lambda: None) -> None:
+        """Go on after ``position``: lines beyond it, and a line that a kill cut off, are dropped.
+
+        ``check_writer`` raises where somebody else writes the file now. It is asked before an object is replaced: what
+        one holds that had lost the run would take the place of its successor's.
+        """
+        self._file, self._check_writer = file, check_writer
         self._lines = [line for line in _read_lines(file) if line["position"] <= position]
         self._uploaded_s = time.monotonic()
         self._is_dirty = False
@@ -100,6 +104,8 @@ class JsonLines:
         self._end_of_last_but_one = self._stream.tell() - len(_encoded(self._lines[-1:]))
 
     def _rewrite(self) -> None:
+        if self._stream is None:
+            self._check_writer()
         self._file.write_bytes(_encoded(self._lines))
         self._uploaded_s, self._is_dirty = time.monotonic(), False
 

@@ -1,5 +1,7 @@
 """The trackers of a run, as its job asks."""
 
+from collections.abc import Callable
+
 from vaegen_ray.config.job import Tracking, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.tracking.json_lines import JsonLines
@@ -17,9 +19,10 @@ def check_tracking(settings: Tracking) -> None:
         import_wandb()
 
 
-def open_trackers(job: TrainJob, run: RunDirectory, position: int) -> Trackers:
+def open_trackers(job: TrainJob, run: RunDirectory, position: int, check_writer: Callable[[], None]) -> Trackers:
     """All trackers of ``run``, to go on at ``position`` images (0 for a new run). Call it on rank 0 only."""
-    trackers: list[Tracker] = [JsonLines(run.metrics, position), TensorBoardTracker(run.tensorboard, position)]
+    lines = JsonLines(run.metrics, position, check_writer)
+    trackers: list[Tracker] = [lines, TensorBoardTracker(run.tensorboard, position)]
     if job.tracking.mlflow is not None:
         trackers.append(MlflowTracker(job.tracking.mlflow, job, run.root / "mlflow_run_id"))
     if job.tracking.wandb is not None:

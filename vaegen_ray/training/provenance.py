@@ -15,7 +15,7 @@ import vaegen_ray
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
-from vaegen_ray.runs.records import read_starts
+from vaegen_ray.runs.records import read_starts, trained_on
 from vaegen_ray.training.session import Session
 
 PACKAGES = ("vaegen_ray", "torch", "torchvision", "numpy", "pyarrow", "ray", "optuna")
@@ -34,10 +34,11 @@ def record_start(
     Raises JobError when the dataset is not the one with which the run began.
     """
     starts = read_starts(run)
-    if position > 0 and starts and starts[0]["dataset"]["fingerprint"] != dataset_fingerprint:
+    began_with = trained_on(run)
+    if position > 0 and began_with is not None and began_with != dataset_fingerprint:
         raise JobError(
             f"data.source: {job.data.source} holds other images than this run began with (fingerprint "
-            f"{starts[0]['dataset']['fingerprint'][:12]} there, {dataset_fingerprint[:12]} here); restore them, or "
+            f"{began_with[:12]} there, {dataset_fingerprint[:12]} here); restore them, or "
             "give this job another name"
         )
     starts.append(

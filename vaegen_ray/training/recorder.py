@@ -202,6 +202,11 @@ class Recorder:
             self._fence_checked_s = time.monotonic()
             self.fence.check()
 
+    def check_fence(self) -> None:
+        """Raise LeaseLostError where somebody else writes the run now; asks on rank 0."""
+        if self.fence is not None:
+            self.fence.check()
+
     def rolled_back(self, tracker: Tracker | None, position: int, incident: Incident) -> None:
         """Go on from ``position``, with a tracker that has forgotten what came after it."""
         self.tracker = tracker

@@ -124,7 +124,7 @@ def run_training(
         stack.callback(images.close)
         state = _newest_state(job, session, run)
         state.check_replicas()
-        tracker = together(lambda: _start(job, run, state.position, session, dataset, command))
+        tracker = together(lambda: _start(job, run, state.position, session, dataset, command, fence))
         recorder = Recorder(job, session, run, tracker, held_out, fence, dataset.metadata.fingerprint, own_tracker)
         stack.callback(recorder.close)
         recorder.begin(state.position)
@@ -161,10 +161,12 @@ def _train_and_evaluate(
     if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)
         reasons = [reason for reason in gather_objects(session.reason_to_stop) if reason]
+        together(recorder.check_fence)
         together(lambda: record_end(recorder.run, state.position, reasons) if is_rank_0() else None)
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
     scores = recorder.evaluate(state)
     statistics = _latent_statistics(job, session, state, images)
+    together(recorder.check_fence)
     if is_rank_0():
         save_trained_model(state.ema.generator, job, recorder.run.final, state.position, statistics)
         if recorder.tracker is not None:
@@ -213,21 +215,29 @@ def _latent_statistics(job: TrainJob, session: Session, state: TrainState, image
 
 def _roll_back(job: TrainJob, session: Session, recorder: Recorder, incident: Incident) -> TrainState:
     """The state of the last checkpoint before ``incident``; metrics go on from there."""
+    fence = recorder.fence
+    together(recorder.check_fence)
     position = from_rank_0(lambda: roll_back(job, recorder.run, incident))
     together(recorder.close)
-    tracker = together(lambda: open_trackers(job, recorder.run, position) if is_rank_0() else None)
+    tracker = together(lambda: open_trackers(job, recorder.run, position, fence.check) if fence else None)
     recorder.rolled_back(tracker, position, incident)
     return _newest_state(job, session, recorder.run)
 
 
 def _start(
-    job: TrainJob, run: RunDirectory, position: int, session: Session, dataset: Dataset, command: Sequence[str]
+    job: TrainJob,
+    run: RunDirectory,
+    position: int,
+    session: Session,
+    dataset: Dataset,
+    command: Sequence[str],
+    fence: Fence | None,
 ) -> Trackers | None:
-    """Record this start and open the trackers, on rank 0."""
-    if not is_rank_0():
+    """Record this start and open the trackers, on rank 0, which has the fence."""
+    if fence is None:
         return None
     record_start(job, run, position, session, dataset.metadata.fingerprint, command)
-    return open_trackers(job, run, position)
+    return open_trackers(job, run, position, fence.check)
 
 
 @contextmanager
