@@ -208,6 +208,32 @@ def test_list_with_too_many_values_is_refused_by_the_bound_that_it_misses() -> N
     assert "job.yaml: model.widths: must have at most 6 values, got [1, 1, 1, 1, 1, 1, 1]" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"at_images": 401, "set": {"objective.kl.weight": 0.5}},
+            "changes[0].at_images: must be a multiple of training.images_per_step (8) above 0 and below "
+            "training.total_images, got 401",
+        ),
+        (
+            {"at_images": 400, "set": {"objective.kl.wieght": 0.5}},
+            "changes[0].set: must make a valid job, makes none (objective.kl.wieght: no such key; did you mean "
+            "'weight'?)",
+        ),
+        (
+            {"at_images": 400, "set": {"objective.kl.weight": -0.5}},
+            "changes[0].set: must make a valid job, makes none (objective.kl.weight: must be at least 0, got -0.5)",
+        ),
+    ],
+)
+def test_rule_of_a_change_is_one_sentence_about_its_key(change: dict[str, object], sentence: str) -> None:
+    """It had an empty place before it, and the whole job behind it."""
+    with pytest.raises(JobError) as refused:
+        job_of(tree_of() | {"changes": [change]}, "job.yaml")
+    assert str(refused.value) == f"job.yaml: {sentence}"
+
+
 def test_groups_of_one_value_are_refused() -> None:
     """At a latent code of 1 x 1 such a run trained to its end, and crashed in its first evaluation of one image."""
     model = {"kind": "kl_autoencoder", "image_size": 16, "channels": 1, "widths": [8] * 5, "norm_groups": 8}

@@ -185,7 +185,7 @@ def test_run_with_changes_resumes_to_the_same_bits(dataset: Path, tmp_path: Path
         ([{"at_images": 80, "set": {"objective.kl.weight": 1.0}}], "below training.total_images, got 80"),
         ([CHANGES[1], CHANGES[0]], "changes[1].at_images: must be a multiple of training.images_per_step (8) above 64"),
         ([{"at_images": 16, "set": {"model.latent_dim": 8.0}}], "changes[0].set: must name keys under objective.kl."),
-        ([{"at_images": 16, "set": {"objective.kl.weight": -1.0}}], "changes[0].set: makes no valid job"),
+        ([{"at_images": 16, "set": {"objective.kl.weight": -1.0}}], "changes[0].set: must make a valid job"),
     ],
 )
 def test_impossible_change_is_refused(dataset: Path, tmp_path: Path, changes: list[Any], sentence: str) -> None:

@@ -24,6 +24,7 @@ from vaegen_ray.config.data import Data
 from vaegen_ray.config.model import Model
 from vaegen_ray.config.objective import LpipsNetwork, Objective
 from vaegen_ray.config.rules import broken_rules
+from vaegen_ray.config.sentences import sentences
 from vaegen_ray.config.settings import flat, with_settings
 from vaegen_ray.config.watchdog import CHANGEABLE, Watchdog
 
@@ -372,8 +373,8 @@ class TrainJob(Section):
             try:
                 self.leg(change.at_images)
             except ValidationError as error:
-                problem = error.errors()[0]
-                raise ValueError(f"{key}.set: makes no valid job ({problem['loc'][-1:]}: {problem['msg']})") from error
+                problem = sentences(error, TrainJob, num_tags=0)[0]
+                raise ValueError(f"{key}.set: must make a valid job, makes none ({problem})") from error
 
     def _check_rollbacks(self) -> None:
         for name, rule in self.watchdog.rules().items():

@@ -29,7 +29,7 @@ RULES = {
 """Rule by pydantic's type of error; what is not here speaks for itself."""
 
 NUMBER_TYPES = ("int_type", "float_type")
-_KEY = r"[a-z_]\w*(\.\w+)*"
+_KEY = r"[a-z_]\w*(\[\d+\])?(\.\w+(\[\d+\])?)*"
 
 
 def sentences(error: ValidationError, job: type[BaseModel], *, num_tags: int = 1) -> list[str]:
