@@ -1,6 +1,7 @@
 """`vaegen evaluate`, `sample`, `reconstruct` and `interpolate`, as a user calls them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.evaluation.samples import finished, tiny_job
 from tests.training.jobs import KL_AUTOENCODER
 from vaegen_ray.cli.main import app
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import CheckpointError, DataError, JobError, VaegenError
+from vaegen_ray.errors import CheckpointError, DataError, JobError, StorageError, VaegenError
 from vaegen_ray.evaluation.trained_model import load_trained_model, save_trained_model
 
 
@@ -219,6 +220,13 @@ def test_evaluate_verb_with_as_many_samples_as_the_job_names_but_fewer_images_le
     before = run.scores.read_text()
     assert "scores-held_out-3000.json" in printed("evaluate", run.root, "--metrics", "swd", "--samples", 3000)
     assert run.scores.read_text() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_evaluate_verb_of_a_run_that_cannot_be_written_is_refused_before_it_measures(vae_run: RunDirectory) -> None:
+    vae_run.final.local_path.chmod(0o500)
+    with pytest.raises(StorageError, match=r"RUN: .*final must be writable"):
+        printed("evaluate", vae_run.root)
 
 
 def test_evaluate_verb_of_a_run_that_was_moved_writes_beside_it(

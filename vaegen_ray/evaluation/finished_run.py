@@ -52,6 +52,8 @@ def evaluate_run(
     where the run has no scores yet and would get a part of them.
     """
     generator, job = load_trained_model(run, device)
+    if rank == 0:
+        run.final.check_writable("RUN")  # Else all is measured for nothing.
     # The job's own `storage` may begin in another working directory, or be where the run was before.
     job = job.model_copy(update={"storage": run.root.parent.url})
     dataset, cache = open_dataset(job.data, job.model), NodeCache.of(job.data)
