@@ -20,7 +20,7 @@ from vaegen_ray.on_ray.preflight import WorkerNeeds, node_resources
 from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.training.beside import CLOSED, STATE, measure_published
 
-RESTARTS = 3
+RESTARTS, MOST_CANCEL_S = 3, 30.0
 
 
 def _measure(job_tree: str, directory: str, gpus: float) -> None:
@@ -66,8 +66,7 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     def watch() -> None:
         try:
             ray.get(handle)
-        # Of Ray or of the dataset: the run goes on without it. Ray leaves by SystemExit where its driver ends.
-        except (Exception, SystemExit):  # noqa: BLE001
+        except Exception:  # noqa: BLE001 (of Ray or of the dataset: the run goes on without it)
             if not is_over.is_set():
                 try:
                     (run.evaluations / STATE).write_text(CLOSED)
@@ -81,4 +80,6 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     finally:
         is_over.set()
         ray.cancel(handle, force=True)
+        # Ray ends the whole process where a thread asks it for something after its shutdown.
+        watcher.join(MOST_CANCEL_S)
         (run.evaluations / STATE).remove()
