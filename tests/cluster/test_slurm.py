@@ -72,6 +72,19 @@ def script(tmp_path: Path, *settings: str) -> Path:
     return file
 
 
+def code_after_the_signal(file: Path, cluster: dict[str, str]) -> int:
+    """What a script ends with whose run is asked to stop, as `--signal=B:TERM@120` asks it, while it trains."""
+    process = subprocess.Popen(["bash", file], env=cluster | {"TENTHS": "300"})
+    try:
+        while not (Path(cluster["SEEN"]) / "verb").exists():
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=30)
+    finally:
+        process.kill()
+
+
 def test_script_runs_the_job_on_all_nodes_and_leaves_nothing(tmp_path: Path, cluster: dict[str, str]) -> None:
     file = script(tmp_path, "resources.workers=2")
     done = subprocess.run(["bash", file], env=cluster, capture_output=True, text=True, check=False, timeout=30)
@@ -97,15 +110,7 @@ def test_exit_code_of_the_run_is_that_of_the_script(tmp_path: Path, cluster: dic
 
 
 def test_run_saves_before_its_time_is_over_and_is_queued_again(tmp_path: Path, cluster: dict[str, str]) -> None:
-    process = subprocess.Popen(["bash", script(tmp_path)], env=cluster | {"TENTHS": "300"})
-    try:
-        while not (tmp_path / "seen" / "verb").exists():
-            time.sleep(0.02)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)  # What `--signal=B:TERM@120` sends.
-        assert process.wait(timeout=30) == 143
-    finally:
-        process.kill()
+    assert code_after_the_signal(script(tmp_path), cluster) == 143
     assert (tmp_path / "seen" / "saved").read_text() == "saved\n"
     assert (tmp_path / "seen" / "scontrol").read_text() == "requeue 4711\n"
 
@@ -114,15 +119,7 @@ def test_run_that_ends_well_in_its_last_minutes_is_no_failure_and_not_queued_aga
     tmp_path: Path, cluster: dict[str, str]
 ) -> None:
     """The code of the interrupted `wait` had stayed."""
-    process = subprocess.Popen(["bash", script(tmp_path)], env=cluster | {"TENTHS": "300", "AFTER": "0"})
-    try:
-        while not (tmp_path / "seen" / "verb").exists():
-            time.sleep(0.02)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
+    assert code_after_the_signal(script(tmp_path), cluster | {"AFTER": "0"}) == 0
     assert not (tmp_path / "seen" / "scontrol").exists()
 
 
@@ -141,15 +138,7 @@ def test_run_of_a_limited_duration_has_that_and_its_window_and_is_not_queued_aga
     file = script(tmp_path, "resources.max_duration_s=90000", "resources.stop_window_s=0.5")
     assert "#SBATCH --time=1-01:01:00\n" in file.read_text(), "25 hours, and the second of the window, in minutes"
     assert "#SBATCH --signal=B:TERM@1\n" in file.read_text()
-    process = subprocess.Popen(["bash", file], env=cluster | {"TENTHS": "300"})
-    try:
-        while not (tmp_path / "seen" / "verb").exists():
-            time.sleep(0.02)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 143
-    finally:
-        process.kill()
+    assert code_after_the_signal(file, cluster) == 143
     assert (tmp_path / "seen" / "saved").exists()
     assert not (tmp_path / "seen" / "scontrol").exists()
 

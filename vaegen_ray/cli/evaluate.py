@@ -81,7 +81,9 @@ def _groups(metrics: str, run: RunDirectory) -> tuple[str, ...]:
     for name in names:
         if name not in GROUPS:
             raise JobError(f"--metrics: {must_be(['all', 'training', *GROUPS], name)}")
-        if lacks := _lacks(run.load_job(), GROUPS[name]):
+    job = run.load_job()
+    for name in names:
+        if lacks := _lacks(job, GROUPS[name]):
             raise JobError(f"--metrics: '{name}' needs {lacks}; ask for others")
     return tuple(names)
 

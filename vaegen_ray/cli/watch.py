@@ -1,6 +1,5 @@
 """`vaegen watch`: a run, a search or a comparison in the terminal, from storage alone, until it is over."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -66,7 +65,7 @@ def _looks(root: Location, console: Console) -> Iterator[tuple[RenderableType, b
 
 def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
     from vaegen_ray.runs.records import read_incidents
-    from vaegen_ray.tracking.json_lines import read_metrics
+    from vaegen_ray.tracking.json_lines import finite_points, read_metrics
 
     run = RunDirectory(root)
     job, lines, is_over = run.load_job(), read_metrics(run), run.is_complete()
@@ -83,8 +82,8 @@ def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
         words.append(": ".join(filter(None, (status.state, status.error))))
     else:
         words.append(_heard(lines))
-    names = [name for name in CURVES if any(_is_finite(line.get(name)) for line in lines)]
-    panels = [_curve(name, [line[name] for line in lines if _is_finite(line.get(name))]) for name in names]
+    curves = {name: [value for _, value in finite_points(lines, name)] for name in CURVES}
+    panels = [_curve(name, values) for name, values in curves.items() if values]
     incidents = [Text(f"{entry['action']}: {entry['sentence']}", style="yellow") for entry in read_incidents(run)[-4:]]
     bar = ProgressBar(total=total, completed=min(position, total), width=min(console.width, 80))
     return Group(Text(f"{job.name}: {job.objective.kind}", style="bold"), bar, Text(" | ".join(words)),
@@ -113,10 +112,6 @@ def _comparison(root: Location, _: Console) -> tuple[RenderableType, bool]:
         table.add_row(metric, *(str(comparison.statistic(name, metric)) for name in comparison.runs))
     num_runs = sum(len(runs) for runs in comparison.runs.values())
     return Group(progress_table(comparison), table), comparison.num_ended == num_runs
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _curve(name: str, values: Sequence[float]) -> Panel:

@@ -14,8 +14,6 @@ from vaegen_ray.storage import Location
 CONFIG = "config.json"
 CLASS = "AutoencoderKL"
 
-"""In a run's `final/`: the config of the model that it began with. An export needs it when that model is gone."""
-
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,

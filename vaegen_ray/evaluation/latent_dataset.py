@@ -75,14 +75,16 @@ class EncodeTask:
         """Encode the shard; returns how many images it has. Holds a row group of latents at a time."""
         decoder = Decoder(self.metadata)
         try:
-            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            with tempfile.TemporaryDirectory() as folder:
                 parquet = pq.ParquetFile(fetch_shard(self.source, self.shard, Path(folder)))
                 latents, writer = Path(folder) / "latents.parquet", None
-                for group in range(parquet.num_row_groups):
-                    table = self._encoded_group(parquet, group, generator, decoder)
-                    writer = writer or stack.enter_context(pq.ParquetWriter(latents, table.schema, compression="zstd"))
-                    writer.write_table(table, row_group_size=table.num_rows)
-                stack.close()
+                with ExitStack() as stack:
+                    for group in range(parquet.num_row_groups):
+                        table = self._encoded_group(parquet, group, generator, decoder)
+                        writer = writer or stack.enter_context(
+                            pq.ParquetWriter(latents, table.schema, compression="zstd")
+                        )
+                        writer.write_table(table, row_group_size=table.num_rows)
                 self.file.upload(latents)
         finally:
             decoder.close()

@@ -1,13 +1,12 @@
 """Charts of a run's metrics."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.report.blocks import Block, chart
-from vaegen_ray.tracking.json_lines import Line
+from vaegen_ray.tracking.json_lines import Line, finite_points
 
 MOST_POINTS = 600
 """Of a curve; of longer ones every n-th line is drawn."""
@@ -96,8 +95,7 @@ def throughput_charts(lines: Sequence[Line]) -> list[Block]:
 
 def curve(lines: Sequence[Line], name: str, *, mode: str = "lines", **trace: Any) -> dict[str, Any]:
     """One metric over images."""
-    values = [(line["position"], line.get(name)) for line in lines]
-    points = [(at, value) for at, value in values if isinstance(value, int | float) and math.isfinite(value)]
+    points = finite_points(lines, name)
     every = -(-len(points) // MOST_POINTS) if points else 1
     points = points[::every] + ([points[-1]] if points and (len(points) - 1) % every else [])
     return {

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 BEAT_S = 10.0
 """Time between two signs of life."""
 SILENCE_S = 45.0
-UNLISTED_POLL_S, MOST_REFUSALS = 0.5, 20
 """After so long without one a holder counts as gone."""
+UNLISTED_POLL_S, MOST_REFUSALS = 0.5, 20
+"""How often a number is asked for that is taken and not listed, and how many times."""
 LOOK_S = 2.0
 KEPT = 2
 """Files of former holders that stay, to be read by people."""

@@ -9,7 +9,7 @@ import bisect
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 from PIL.Image import Image
@@ -120,6 +120,12 @@ def read_metrics(run: RunDirectory) -> list[Line]:
     for line in lines:
         line.update({name: float(text) for name, text in line.pop("not_finite", {}).items()})
     return lines
+
+
+def finite_points(lines: Iterable[Line], name: str) -> list[tuple[int, float]]:
+    """Position and value of the metric ``name`` in the lines that have a finite one."""
+    found = [(line["position"], line.get(name)) for line in lines]
+    return [(at, value) for at, value in found if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def _read_lines(file: Location) -> list[Line]:

@@ -26,9 +26,7 @@ SCHEMA = 1
 NETWORKS, OPTIMIZERS, MANIFEST = "networks.safetensors", "optimizers.pt", "manifest.json"
 
 
-def save_checkpoint(
-    state: TrainState, run: RunDirectory, *, keep: int, fence: int = 0, spare_at: int | None = None
-) -> None:
+def save_checkpoint(state: TrainState, run: RunDirectory, *, keep: int, fence: int = 0, spare_at: int = 0) -> None:
     """Write ``state`` under its position, then delete all but the newest ``keep`` checkpoints. Rank 0 only.
 
     The newest one up to ``spare_at`` stays besides: the run may be rolled back to it.
@@ -61,16 +59,16 @@ def save_checkpoint(
         (folder / name).write_bytes(content)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     kept = 0
-    has_spared = spare_at is None
+    has_spared = False
     for position in reversed(run.checkpoint_positions()):
         written_under = _fence(run.checkpoint(position) / MANIFEST)
         if written_under is not None and fence < written_under < math.inf:
             continue  # Of a driver that has taken over.
-        if position <= state.position and written_under is not None and kept < keep:
+        is_of_the_run = position <= state.position and written_under is not None
+        is_spared = not has_spared and 0 < position <= spare_at
+        if is_of_the_run and (kept < keep or is_spared):
             kept += 1
-            has_spared = has_spared or position <= (spare_at or 0)
-        elif not has_spared and written_under is not None and position <= (spare_at or 0):
-            has_spared = True
+            has_spared = has_spared or is_spared
         else:
             run.checkpoint(position).remove()
 

@@ -29,7 +29,7 @@ from vaegen_ray.training.incidents import RollBack, record_stop, record_warning
 from vaegen_ray.training.reporting import Activity, MetricMeans, Rate, TimeSpent, peak_memory_bytes
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
-from vaegen_ray.training.watchdog import Incident, Watchdog, watchdog_after
+from vaegen_ray.training.watchdog import Incident, Watchdog, rollback_factors, watchdog_after
 
 
 class Recorder:
@@ -200,7 +200,12 @@ class Recorder:
         """Not at each report, for it asks the store."""
         if self.fence is not None and time.monotonic() - self._fence_checked_s > BEAT_S:
             self._fence_checked_s = time.monotonic()
-            self.fence.check()
+            self.check_fence()
+
+    @property
+    def rollback_factors(self) -> dict[str, float]:
+        """What the rollbacks so far multiply: dotted path to factor; the same on all ranks."""
+        return rollback_factors(self._watchdog.incidents)
 
     def check_fence(self) -> None:
         """Raise LeaseLostError where somebody else writes the run now; asks on rank 0."""

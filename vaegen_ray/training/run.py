@@ -27,7 +27,6 @@ from vaegen_ray.evaluation.trained_model import save_trained_model
 from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.objectives.perceptual import check_lpips
 from vaegen_ray.runs.lease import Fence, Lease, locked
-from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.storage import Location
 from vaegen_ray.tracking.open import check_tracking, open_trackers
 from vaegen_ray.tracking.tracker import Tracker, Trackers
@@ -40,7 +39,7 @@ from vaegen_ray.training.provenance import record_end, record_start
 from vaegen_ray.training.recorder import Recorder
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
-from vaegen_ray.training.watchdog import Incident, rollback_factors
+from vaegen_ray.training.watchdog import Incident
 
 IS_TRAINED = (
     "name: {root} is being trained by another process{holder}; wait for it, stop it, or give this job another name"
@@ -138,10 +137,9 @@ def _train_and_evaluate(
         recorder.evaluate(state)
     until = min(until, job.training.total_images)
     ending = Ending.COMPLETE
-    factors = from_rank_0(lambda: rollback_factors(read_incidents(recorder.run)))
     while ending is Ending.COMPLETE and state.position < until and not recorder.has_converged:
-        leg, end = job.leg(state.position, factors)
-        if job.changes or factors:
+        leg, end = job.leg(state.position, recorder.rollback_factors)
+        if job.changes or recorder.rollback_factors:
             state = state.under(leg, session.device)
         compile_networks(state.objective, leg, session.device)
         with ImageBatches(
@@ -156,7 +154,6 @@ def _train_and_evaluate(
                 ending = train(leg, session, state, batches, recorder, min(end, until))
             except RollBack as alarm:
                 state = _roll_back(job, session, recorder, alarm.incident)
-                factors = from_rank_0(lambda: rollback_factors(read_incidents(recorder.run)))
     is_over = state.position >= job.training.total_images or recorder.has_converged
     if ending is Ending.STOPPED or not is_over:
         signals = gather_objects(session.stop_signal or 0)

@@ -80,10 +80,10 @@ class Watchdog:
             return rule.patience_images
         return self.job.training.total_images // PATIENCE_PART
 
-    def oldest_good_position(self) -> int | None:
-        """Where the run would go back to, if what is broken now and rolls back stays broken; None where nothing is."""
+    def oldest_good_position(self) -> int:
+        """Where the run would go back to, if what is broken now and rolls back stays broken; 0 where nothing does."""
         rules_in_force = self.job.watchdog.rules()
-        return min((at for name, at in self._good.items() if rules_in_force[name].action == "roll_back"), default=None)
+        return min((at for name, at in self._good.items() if rules_in_force[name].action == "roll_back"), default=0)
 
     def _objective(self, position: int) -> Objective:
         """That of the steps before ``position``: with the changes and the rollbacks up to there."""
