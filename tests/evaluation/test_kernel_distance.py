@@ -1,6 +1,7 @@
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from vaegen_ray.evaluation import kernel_distance as module
 from vaegen_ray.evaluation.kernel_distance import kernel_distance
@@ -45,3 +46,17 @@ def test_kernel_distance_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     kernel_distance(draw(20, 0), draw(20, 1), seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*save all extracted features")
+def test_kernel_distance_over_subsets_agrees_with_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_AT_ONCE", 100)
+    monkeypatch.setattr(module, "SUBSET_SIZE", 50)
+    first, second = draw(200, 0), draw(150, 1, shift=0.5)
+    theirs = KernelInceptionDistance(feature=nn.Identity(), subsets=module.NUM_SUBSETS, subset_size=50)
+    theirs.update(first, real=True)
+    theirs.update(second, real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        mean, _ = theirs.compute()
+    assert float(kernel_distance(first, second, seed=3)) == pytest.approx(float(mean), rel=1e-9)
