@@ -11,6 +11,7 @@ from tests.training.jobs import job_with, run_job
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.evaluation.trained_model import load_generator, save_trained_model
+from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.tracking.json_lines import read_metrics
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.loop import Ending
@@ -60,8 +61,10 @@ def test_run_that_gets_no_better_ends_early_and_is_complete(dataset: Path, tmp_p
     finished = finished_result(job)
     assert finished is not None
     assert finished.position == result.position
-    kept = json.loads((RunDirectory.of(job).best / "scores.json").read_text())
+    directory = RunDirectory.of(job)
+    kept = json.loads((directory.best / "scores.json").read_text())
     assert kept["position"] == result.position - 2 * 80
+    assert directory.picture("interpolations", result.position).exists()
 
 
 def test_best_model_is_kept_although_a_kill_came_before_it_was_copied(tmp_path: Path) -> None:
@@ -82,3 +85,24 @@ def test_best_model_is_kept_although_a_kill_came_before_it_was_copied(tmp_path: 
         recorder.evaluate(state)
     assert json.loads((directory.best / "model.json").read_text())["position"] == 16
     assert json.loads((directory.best / "scores.json").read_text())["position"] == 16
+
+
+def test_run_at_its_end_is_only_warned_by_scores_that_came_late(tmp_path: Path) -> None:
+    """Those measured beside had ended the run as failed, at each start again, when all of it was trained."""
+    watchdog = {"falling_diversity": {"action": "stop"}}
+    evaluation = {"every_images": 16}
+    job = job_with({"kind": "vae"}, storage=str(tmp_path), evaluation=evaluation, watchdog=watchdog)
+    directory = RunDirectory.of(job)
+    state = TrainState(job, torch.device("cpu"))
+    save_trained_model(state.ema.generator, job, directory.evaluation(16), 16)
+    directory.metrics.write_text(json.dumps({"position": 8}) + "\n")
+    late = {"sample_swd": 1.0, "sample_diversity": 0.0}
+    (directory.evaluation(16) / "result.json").write_text(json.dumps({"scores": late}))
+    (directory.evaluations / "state").write_text("open")
+    with local_session() as session:
+        session.evaluates_beside = True
+        recorder = Recorder(job, session, directory, None, np.zeros((16, 16, 16, 1), np.uint8), None)
+        recorder.begin(24)
+        state.position = 24
+        recorder.evaluate(state, is_last=True)
+    assert [(entry["position"], entry["action"]) for entry in read_incidents(directory)] == [(16, "warn")]

@@ -14,6 +14,14 @@ def plan_with_lpips(**perceptual: Any) -> Plan:
     return plan(job_with({**OBJECTIVES["vae_gan, adaptive"], "perceptual": section}, model=KL_AUTOENCODER))
 
 
+def test_plan_counts_no_more_checkpoints_than_steps() -> None:
+    often, seldom = (
+        plan(job_with(OBJECTIVES["vae"], training={"total_images": 80, "checkpoint_every_images": images}))
+        for images in (1, 16)
+    )
+    assert (often.num_checkpoints, often.total_steps, seldom.num_checkpoints) == (10, 10, 5)
+
+
 @pytest.mark.parametrize("every_steps", [2, 3, 5])
 def test_plan_of_a_lazy_perceptual_term_counts_a_step_that_has_it(every_steps: int) -> None:
     lazy, eager = plan_with_lpips(every_steps=every_steps), plan_with_lpips()

@@ -1,10 +1,12 @@
 """Each way in which a run collapses, driven for real on small models, and what the watchdog does about it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.models.test_kl_autoencoder import model_of, published
 from tests.training.jobs import KL_AUTOENCODER, NETWORK, job_with, run_job
@@ -12,11 +14,12 @@ from vaegen_ray.config.job import Best, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
 from vaegen_ray.runs.records import read_incidents
+from vaegen_ray.storage import Location
 from vaegen_ray.tracking.json_lines import read_metrics
-from vaegen_ray.training.incidents import CollapsedError
+from vaegen_ray.training.incidents import CollapsedError, record_warning, roll_back
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.run import RunResult, run_training
-from vaegen_ray.training.watchdog import Watchdog, incidents_in, watchdog_after
+from vaegen_ray.training.watchdog import Incident, Watchdog, incidents_in, watchdog_after
 
 GAN: dict[str, Any] = {
     "kind": "gan",
@@ -99,6 +102,10 @@ def test_watchdog_rolls_back_with_a_changed_setting_until_the_run_is_well(datase
     directory = RunDirectory.of(job)
     (entry,) = read_incidents(directory)
     assert entry["set"] == {"objective.kl.weight": pytest.approx(0.01)}
+    evaluated = [line["position"] for line in read_metrics(directory) if "sample_swd" in line]
+    assert evaluated[0] == entry["to"] == 0
+    events = EventAccumulator(str(tmp_path / job.name / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("sample_swd")] == evaluated
     assert entry["to"] <= entry["good_position"]
     lines = read_metrics(directory)
     marked = next(line for line in lines if "rolled_back_from_images" in line)
@@ -281,6 +288,44 @@ def test_best_model_of_what_was_rolled_back_is_not_kept(dataset: Path, tmp_path:
         line["kl_nats"] for line in read_metrics(directory) if "sample_swd" in line and line["position"] > entry["to"]
     ]
     assert kept["scores"]["kl_nats"] <= min(after)
+
+
+def test_patience_with_the_contest_begins_where_the_generator_feels_the_discriminator_in_full() -> None:
+    """A single look had been enough, and the run went back to its beginning."""
+    adversarial = {
+        "balance": {"kind": "gradient_share", "share": 0.5, "max_weight": 1.0},
+        "start_images": 400,
+        "ramp_images": 80,
+    }
+    job = job_with({"kind": "vae_gan", "adversarial": adversarial}, training={"total_images": 8000})
+    contest = {"discriminator_accuracy": 1.0, "adversarial_weight": 1.0}
+    lines = [{"position": at, **(contest if at > 400 else {})} for at in range(80, 1200, 80)]
+    assert [(incident.rule, incident.position, incident.good_position) for incident in incidents_in(job, lines)] == [
+        ("dead_generator", 800, 400),
+        ("weight_at_clamp", 800, 400),
+    ]
+    well = {"position": 560, "discriminator_accuracy": 0.9, "adversarial_weight": 0.5}
+    assert incidents_in(job, [{"position": 400}, {"position": 480, **contest}, well]) == []
+
+
+def test_warning_that_comes_again_after_a_kill_is_kept_once(tmp_path: Path) -> None:
+    directory = RunDirectory(Location(str(tmp_path)))
+    incident = Incident("posterior_collapse", 320, 80, {"train_kl_nats": 0.0, "threshold": 0.1}, "collapsed")
+    for _ in range(2):
+        record_warning(directory, incident)
+    record_warning(directory, replace(incident, position=480))
+    assert [entry["position"] for entry in read_incidents(directory)] == [320, 480]
+
+
+def test_pictures_of_what_was_rolled_back_are_removed(dataset: Path, tmp_path: Path) -> None:
+    action = {"action": "roll_back", "multiply": {"objective.kl.weight": 1e-8}}
+    job = failing_job("posterior_collapse", dataset, tmp_path, action)
+    directory = RunDirectory.of(job)
+    kept = {"samples-000000000000.png", "final-sample-4-seed-0.png"}
+    for name in (*kept, "samples-000000000160.png", "reconstructions-000000000160.png"):
+        (directory.samples / name).write_bytes(b"")
+    assert roll_back(job, directory, Incident("posterior_collapse", 320, 80, {}, "collapsed")) == 0
+    assert set(directory.samples.names()) == kept
 
 
 def test_patience_begins_where_a_run_without_lines_of_its_beginning_goes_on() -> None:

@@ -96,6 +96,13 @@ class RunDirectory:
         """A grid of `samples` or `reconstructions` drawn at ``position`` images."""
         return self.samples / f"{name}-{position:012d}.png"
 
+    def forget_pictures_after(self, position: int) -> None:
+        """Remove the grids of what the run is rolled back by: it will not come again."""
+        for name in self.samples.names():
+            drawn_at = re.fullmatch(r"[a-z]+-(\d{12})\.png", name)
+            if drawn_at is not None and int(drawn_at[1]) > position:
+                (self.samples / name).remove()
+
     @property
     def checkpoints(self) -> Location:
         """One folder a checkpoint."""

@@ -25,6 +25,8 @@ def save_grids(
     run: RunDirectory,
     position: int,
     device: torch.device,
+    *,
+    is_last: bool,
 ) -> dict[str, Image]:
     """Save the grids of this position; the same latents and the same held-out images every time.
 
@@ -35,7 +37,7 @@ def save_grids(
     originals = to_float(torch.from_numpy(held_out[:count].copy()).permute(0, 3, 1, 2)).to(device)
     if generator.encoder is not None:
         grids["reconstructions"] = reconstruction_grid(generator, originals)
-    if position >= job.training.total_images:
+    if is_last:
         if count >= 2:
             grids["interpolations"] = interpolations_grid(generator, originals, job.seed)
         grids["traversals"] = traversal_grid(generator, originals, job.seed)

@@ -33,9 +33,13 @@ class RollBack(Exception):  # noqa: N818 (no error: the run goes on)
 
 
 def record_warning(run: RunDirectory, incident: Incident) -> None:
-    """Say it, and keep it. Rank 0 only."""
+    """Say it, and keep it (on rank 0), once: after a kill it may come again."""
+    if not is_rank_0():
+        return
     logger.warning("%s", incident.sentence)
-    _append(run, incident, {"action": "warn"})
+    told = [(entry["rule"], entry["position"]) for entry in read_incidents(run) if entry["action"] == "warn"]
+    if (incident.rule, incident.position) not in told:
+        _append(run, incident, {"action": "warn"})
 
 
 def record_stop(run: RunDirectory, incident: Incident, why: str = "") -> CollapsedError:
@@ -71,6 +75,7 @@ def roll_back(job: TrainJob, run: RunDirectory, incident: Incident) -> int:
         if at > position:
             run.checkpoint(at).remove()
     forget_best_after(run, position)
+    run.forget_pictures_after(position)
     values = flat(legs[max(at for at in legs if at <= position)].model_dump())
     changed = {path: values[path] for path in rule.multiply}
     _append(run, incident, {"action": "roll_back", "to": position, "multiply": rule.multiply, "set": changed})

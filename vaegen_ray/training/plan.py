@@ -60,7 +60,8 @@ def plan(job: TrainJob) -> Plan:
         "decoder": objective.generator.decoder,
         "discriminator": objective.discriminator,
     }
-    every = job.training.checkpoint_every_images or job.training.total_images
+    # Not more often than a step ends.
+    every = max(job.training.checkpoint_every_images or job.training.total_images, job.training.images_per_step)
     return Plan(
         parameters={name: _count(network) for name, network in networks.items() if network is not None},
         forward_flops_per_image=forward_flops // num_images,

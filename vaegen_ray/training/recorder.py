@@ -13,6 +13,7 @@ from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.trained_model import save_trained_model
+from vaegen_ray.models.generator import Generator
 from vaegen_ray.objectives.objective import Batch
 from vaegen_ray.runs.lease import BEAT_S, Fence
 from vaegen_ray.runs.records import read_incidents
@@ -22,7 +23,7 @@ from vaegen_ray.tracking.tracker import Tracker
 from vaegen_ray.training.beside import Published, copy_model
 from vaegen_ray.training.best import BestEvaluation
 from vaegen_ray.training.checkpoint import save_checkpoint
-from vaegen_ray.training.collectives import from_rank_0, gather_rows, is_rank_0, sum_over_ranks
+from vaegen_ray.training.collectives import from_rank_0, gather_rows, is_rank_0, sum_over_ranks, together
 from vaegen_ray.training.grids import save_grids
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.incidents import RollBack, record_stop, record_warning
@@ -33,7 +34,10 @@ from vaegen_ray.training.watchdog import Incident, Watchdog, rollback_factors, w
 
 
 class Recorder:
-    """Writes on rank 0; on the other ranks it takes part in the collectives only."""
+    """Writes on rank 0; on the other ranks it takes part in the collectives only.
+
+    What cannot be written fails on all ranks alike: left alone, the others would wait, or fail with less to say.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,8 @@ class Recorder:
         self._watchdog = Watchdog(job)
         self._published: Published | None = None
         self._best: BestEvaluation | None = None
+        self._is_over = False
+        """Whether nothing is trained any more."""
 
     def begin(self, position: int) -> None:
         """Go on at ``position``: with what an earlier start noticed and evaluated, and what it left to be evaluated."""
@@ -106,14 +112,16 @@ class Recorder:
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
         metrics |= self._time.take()
         metrics["peak_memory_bytes"] = peak_memory_bytes(self.session.device)
-        self._check_fence_now_and_then()
-        self._record(metrics, state.position)
+        together(self._check_fence_now_and_then)
+        together(partial(self._record, metrics, state.position))
         if is_rank_0():
             self.session.report(state.position, metrics)
+        self._is_over = state.position >= self.job.training.total_images
         self._watch(metrics, state.position)
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
+    def evaluate(self, state: TrainState, *, is_last: bool = False) -> dict[str, float]:
         """Scores of the moving average against held-out images, and its pictures."""
+        self._is_over = is_last
         with self._clock_stopped("evaluation"):
             self._take_published()
             generator = state.ema.generator
@@ -128,14 +136,19 @@ class Recorder:
                 total=sum_over_ranks,
                 fingerprint=self._fingerprint,
             )
-            if self.tracker is not None:
-                grids = save_grids(generator, self.held_out, self.job, self.run, state.position, self.session.device)
-                for name, grid in grids.items():
-                    self.tracker.image(name, grid, state.position)
+            together(partial(self._save_grids, generator, state.position, is_last=is_last))
             self._count_in(
                 scores, state.position, lambda best: save_trained_model(generator, self.job, best, state.position)
             )
         return scores
+
+    def _save_grids(self, generator: Generator, position: int, *, is_last: bool) -> None:
+        if self.tracker is None:
+            return
+        device = self.session.device
+        grids = save_grids(generator, self.held_out, self.job, self.run, position, device, is_last=is_last)
+        for name, grid in grids.items():
+            self.tracker.image(name, grid, position)
 
     def _evaluate_beside(self, state: TrainState) -> None:
         """Take the scores of the model before, and publish this one; in line where nobody measures."""
@@ -154,20 +167,28 @@ class Recorder:
         for position, scores in self._published.take():
             folder = self.run.evaluation(position)
             self._count_in(scores, position, partial(copy_model, folder))
-            if self.tracker is not None:
-                self.tracker.flush()  # With the folder its scores would be gone.
-            if is_rank_0():
-                self._published.forget(position)
+            together(partial(self._forget_published, position))
+
+    def _forget_published(self, position: int) -> None:
+        if self.tracker is not None and self._published is not None:
+            self.tracker.flush()  # With the folder its scores would be gone.
+            self._published.forget(position)
 
     def _count_in(self, scores: dict[str, float], position: int, save_model: Callable[[Location], None]) -> None:
         """Everything that an evaluation decides; ``save_model`` writes its model into a folder."""
-        self._record(scores, position)
+        together(partial(self._record, scores, position))
         if is_rank_0():
             self.session.report_scores(position, scores)
-        if self._best is not None and position > 0 and self._best.is_better(scores) and is_rank_0():
-            save_model(self.run.best)
-            self._best.keep_scores(position, scores)
+        if self._best is not None and position > 0 and self._best.is_better(scores):
+            together(partial(self._keep_best, self._best, position, scores, save_model))
         self._watch(scores, position)
+
+    def _keep_best(
+        self, best: BestEvaluation, position: int, scores: dict[str, float], save_model: Callable[[Location], None]
+    ) -> None:
+        if is_rank_0():
+            save_model(self.run.best)
+            best.keep_scores(position, scores)
 
     @property
     def has_converged(self) -> bool:
@@ -182,13 +203,16 @@ class Recorder:
             return  # Written in place again, a kill could take the run's only checkpoint.
         self.saved_at = state.position
         with self._clock_stopped("checkpoint"):
-            if self.tracker is not None:
-                self.tracker.flush()
-            if self.fence is not None:
-                self.fence.check()
-                keep = self.job.training.keep_checkpoints
-                spare_at = self._watchdog.oldest_good_position()
-                save_checkpoint(state, self.run, keep=keep, fence=self.fence.number, spare_at=spare_at)
+            together(partial(self._save_checkpoint, state))
+
+    def _save_checkpoint(self, state: TrainState) -> None:
+        if self.tracker is not None:
+            self.tracker.flush()
+        if self.fence is not None:
+            self.fence.check()
+            keep = self.job.training.keep_checkpoints
+            spare_at = self._watchdog.oldest_good_position()
+            save_checkpoint(state, self.run, keep=keep, fence=self.fence.number, spare_at=spare_at)
 
     def _record(self, metrics: Mapping[str, float], position: int) -> None:
         """Give ``metrics`` to the trackers."""
@@ -232,15 +256,17 @@ class Recorder:
         A run that has come to its end is only warned of: its result is there.
         """
         for incident in self._watchdog.look(position, metrics):
-            if self.tracker is not None:
-                self.tracker.scalars(_evidence(incident), position)
-            action = self.job.watchdog.rules()[incident.rule].action
-            if action == "roll_back" and position < self.job.training.total_images:
+            together(partial(self._keep_evidence, incident, position))
+            action = "warn" if self._is_over else self.job.watchdog.rules()[incident.rule].action
+            if action == "roll_back":
                 raise RollBack(incident)
-            if action == "stop" and position < self.job.training.total_images:
-                raise record_stop(self.run, incident)
-            if is_rank_0():
-                record_warning(self.run, incident)
+            if action == "stop":
+                raise together(partial(record_stop, self.run, incident))
+            together(partial(record_warning, self.run, incident))
+
+    def _keep_evidence(self, incident: Incident, position: int) -> None:
+        if self.tracker is not None:
+            self.tracker.scalars(_evidence(incident), position)
 
     def _is_due(self, every_images: int | None, position: int) -> bool:
         """Whether the step that ended at ``position`` has crossed a multiple of ``every_images``."""

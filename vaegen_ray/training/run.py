@@ -133,14 +133,14 @@ def run_training(
 def _train_and_evaluate(
     job: TrainJob, session: Session, state: TrainState, recorder: Recorder, images: Images, until: int
 ) -> RunResult:
-    if state.position == 0 and job.evaluation.every_images is not None:
-        recorder.evaluate(state)
     until = min(until, job.training.total_images)
     ending = Ending.COMPLETE
     while ending is Ending.COMPLETE and state.position < until and not recorder.has_converged:
         leg, end = job.leg(state.position, recorder.rollback_factors)
         if job.changes or recorder.rollback_factors:
             state = state.under(leg, session.device)
+        if state.position == 0 and job.evaluation.every_images is not None:
+            recorder.evaluate(state)
         compile_networks(state.objective, leg, session.device)
         with ImageBatches(
             images,
@@ -161,17 +161,22 @@ def _train_and_evaluate(
         together(recorder.check_fence)
         together(lambda: record_end(recorder.run, state.position, reasons) if is_rank_0() else None)
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
-    scores = recorder.evaluate(state)
+    scores = recorder.evaluate(state, is_last=True)
     statistics = _latent_statistics(job, session, state, images)
     together(recorder.check_fence)
-    if is_rank_0():
-        save_trained_model(state.ema.generator, job, recorder.run.final, state.position, statistics)
-        if recorder.tracker is not None:
-            recorder.tracker.flush()
-        # Last of all: where the scores are, the run is complete.
-        num_images = min(job.evaluation.images, len(recorder.held_out))
-        save_scores(scores, job, Compared("held_out", num_images, num_images), recorder.run, position=state.position)
+    together(lambda: _complete(job, state, recorder, scores, statistics) if is_rank_0() else None)
     return RunResult(ending, state.position, scores)
+
+
+def _complete(
+    job: TrainJob, state: TrainState, recorder: Recorder, scores: dict[str, float], statistics: LatentStatistics | None
+) -> None:
+    save_trained_model(state.ema.generator, job, recorder.run.final, state.position, statistics)
+    if recorder.tracker is not None:
+        recorder.tracker.flush()
+    # Last of all: where the scores are, the run is complete.
+    num_images = min(job.evaluation.images, len(recorder.held_out))
+    save_scores(scores, job, Compared("held_out", num_images, num_images), recorder.run, position=state.position)
 
 
 def _newest_state(job: TrainJob, session: Session, run: RunDirectory) -> TrainState:

@@ -95,12 +95,15 @@ class Watchdog:
             self._objectives[key] = self.job.leg(position - 1, factors)[0].objective if any(key) else self.job.objective
         return self._objectives[key]
 
-    def _adversarial_start(self, position: int) -> int:
-        """Where the generator feels the discriminator in full."""
+    def _is_contested(self, position: int) -> bool:
+        """Whether the generator feels the discriminator in full.
+
+        Before, the rules of their contest are kept: patience must not count from the beginning of the run.
+        """
         objective = self._objective(position)
         if objective.kind == "vae":
-            return 0
-        return objective.adversarial.start_images + objective.adversarial.ramp_images
+            return False
+        return position >= objective.adversarial.start_images + objective.adversarial.ramp_images
 
     # ------------------------------------------------------------------ the rules
 
@@ -116,8 +119,8 @@ class Watchdog:
         )
 
     def _dead_generator(self, rule: rules.DeadGenerator, position: int, metrics: Metrics) -> _Reading | None:
-        accuracy = metrics.get("discriminator_accuracy")
-        if accuracy is None or position < self._adversarial_start(position):
+        accuracy = metrics.get("discriminator_accuracy") if self._is_contested(position) else 0.0
+        if accuracy is None:
             return None
         return _Reading(
             accuracy > rule.largest_accuracy,
@@ -137,8 +140,9 @@ class Watchdog:
         )
 
     def _weight_at_clamp(self, rule: rules.WeightAtClamp, position: int, metrics: Metrics) -> _Reading | None:
-        objective, weight = self._objective(position), metrics.get("adversarial_weight")
-        if not isinstance(objective, VaeGanObjective) or weight is None or position < self._adversarial_start(position):
+        objective = self._objective(position)
+        weight = metrics.get("adversarial_weight") if self._is_contested(position) else 0.0
+        if not isinstance(objective, VaeGanObjective) or weight is None:
             return None
         balance = objective.adversarial.balance
         if isinstance(balance, GradientShareBalance):
