@@ -103,3 +103,16 @@ def test_step_in_portions_is_timed_a_portion_at_a_time(job: TrainJob) -> None:
     portions = job.training.model_copy(update={"accumulation_steps": 2})
     timed = with_adaptive_balance(job.model_copy(update={"training": portions})).training
     assert (timed.images_per_step, timed.accumulation_steps) == (job.training.images_per_step // 2, 1)
+
+
+def test_step_of_several_workers_is_timed_as_one_of_them_takes_it(job: TrainJob) -> None:
+    """The reference took it whole, and ours in as many portions as there were workers."""
+    resources = job.resources.model_copy(update={"workers": 2})
+    timed = with_adaptive_balance(job.model_copy(update={"resources": resources}))
+    assert (timed.training.images_per_step, timed.portions(1)) == (job.training.images_per_step // 2, 1)
+
+
+def test_watchdog_of_what_the_reference_has_not_is_no_hindrance() -> None:
+    rule = {"action": "roll_back", "multiply": {"objective.adversarial.balance.share": 0.5}}
+    watched = job_with(OBJECTIVES["vae_gan"], model=KL_AUTOENCODER, watchdog={"dead_generator": rule})
+    assert with_adaptive_balance(watched).objective.kind == "vae_gan"

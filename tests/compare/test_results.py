@@ -13,6 +13,7 @@ from vaegen_ray.compare.directory import CompareDirectory, Outcome
 from vaegen_ray.compare.results import Comparison, read_comparison
 from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.variants import variant_job
 from vaegen_ray.errors import CheckpointError, JobError
 
 FID = {"gentle": (10.0, 12.0, 11.0), "strict": (20.0, 21.0, 25.0), "wild": (14.0, 40.0, 9.0)}
@@ -159,6 +160,26 @@ def test_damaged_outcome_is_told_with_its_file(tmp_path: Path) -> None:
 def test_variant_whose_scores_would_be_of_other_images_is_refused(settings: dict[str, Any], path: str) -> None:
     with pytest.raises(JobError, match=rf"variants.other.{path}.*: must be the same in all variants"):
         compare_job("runs", variants={"base": {}, "other": settings})
+
+
+def test_variant_judged_by_another_network_of_lpips_is_refused() -> None:
+    base = base_tree()
+    base["model"]["image_size"] = 32
+    base["evaluation"]["lpips"] = {"network": "alexnet"}
+    other = {"evaluation.lpips.network": "squeezenet"}
+    with pytest.raises(JobError, match=r"variants\.other\.evaluation\.lpips\.network: must be the same in all"):
+        compare_job("runs", base=base, variants={"base": {}, "other": other})
+
+
+def test_variant_with_a_preset_beside_the_values_of_the_base_is_refused() -> None:
+    """Each variant had been the base under another name."""
+    sentence = r"variants.other.objective.preset: has no effect on a job in which every key has its value, got 'sgm'"
+    with pytest.raises(JobError, match=sentence):
+        compare_job("runs", variants={"base": {}, "other": {"objective.preset": "sgm"}})
+    job = compare_job("runs", variants={"base": {}, "other": {"objective": {"preset": "larsen"}}})
+    objective = variant_job(job, "other", 0, storage="runs").objective
+    assert objective.kind == "vae_gan"
+    assert objective.reconstruction.kind == "discriminator_features"
 
 
 def test_variant_with_a_length_of_its_own_is_refused_beside_a_budget() -> None:

@@ -54,6 +54,7 @@ def refusal(**sections: Any) -> str:
         ),
         ({KL: {"kind": "choice", "values": [1, True]}}, "values[1]: true makes no valid job"),
         ({"name": {"kind": "choice", "values": ["a", "b"]}}, "space.name: cannot be searched"),
+        ({"objective.preset": {"kind": "choice", "values": ["larsen", "pythae"]}}, "cannot be searched"),
         ({"training.total_images": {"kind": "choice", "values": [80, 160]}}, "cannot be searched"),
         ({"evaluation.images": {"kind": "choice", "values": [8, 16]}}, "cannot be searched"),
         ({f"{BALANCE}.kind": CONDITIONAL[f"{BALANCE}.kind"]}, "balance.weight: is required"),

@@ -1,14 +1,17 @@
 """Images larger than in training, in tiles."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.models.test_kl_autoencoder import TINY, model_of
 from vaegen_ray.errors import DataError
+from vaegen_ray.evaluation.image_files import read_image_of_own_size
 from vaegen_ray.evaluation.tiles import _starts, decode_in_tiles, posterior_in_tiles, reconstruction_in_tiles
 from vaegen_ray.models.generator import Generator
 
@@ -88,12 +91,16 @@ def test_side_that_is_no_multiple_of_the_down_factor_is_refused() -> None:
         posterior_in_tiles(generator, torch.zeros(1, 3, 24, 30))
 
 
-def test_image_of_one_position_of_the_latent_code_is_refused() -> None:
-    """Its group normalisation has one value a group, which torch refuses in its own words."""
-    generator = Generator(model_of(**F8, image_size=16)).eval()
-    with pytest.raises(DataError, match="must be larger than 8 x 8 pixels"):
-        reconstruction_in_tiles(generator, torch.zeros(1, 3, 5, 3))
-    assert reconstruction_in_tiles(generator, torch.zeros(1, 3, 9, 3)).shape == (1, 3, 9, 3)
+def test_picture_of_one_position_is_refused_where_normalisation_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """With one value a group, torch refuses it in its own words; with several there is nothing to refuse."""
+    for name, size in (("small", (3, 5)), ("large", (3, 9))):
+        Image.new("RGB", size, (10, 200, 90)).save(tmp_path / f"{name}.png")
+    one, several = model_of(**{**F8, "norm_groups": 8}, image_size=16), model_of(**F8, image_size=16)
+    with pytest.raises(DataError, match=r"small\.png: must have more than 8 pixels a side for this .*, got 5 x 3"):
+        read_image_of_own_size(str(tmp_path / "small.png"), one)
+    for model, name, height in ((one, "large", 9), (several, "small", 5)):
+        picture = read_image_of_own_size(str(tmp_path / f"{name}.png"), model)
+        assert reconstruction_in_tiles(Generator(model).eval(), picture).shape == (1, 3, height, 3)
 
 
 def test_reconstruction_of_an_image_of_any_size_has_its_size_and_ignores_the_edge_that_was_added() -> None:

@@ -102,6 +102,8 @@ def test_published_autoencoder_is_fine_tuned_exported_and_encodes(dataset: Path,
     with pytest.raises(StorageError, match=r"DESTINATION: .*file must be writable"):
         vaegen("encode", run.root, dataset, tmp_path / "file", "--local")
     latents = tmp_path / "latents"
+    latents.mkdir()
+    (latents / ".encode.json.0123abcd").touch()  # What a kill in the first moments leaves.
     assert "160 images" in vaegen("encode", run.root, dataset, latents, "--local")
     description = json.loads((latents / "latents.json").read_text())
     (shard,) = description["splits"]["train"]

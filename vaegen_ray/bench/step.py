@@ -104,8 +104,11 @@ def with_adaptive_balance(job: TrainJob) -> TrainJob:
         tree["objective"]["perceptual"] |= {"every_steps": 1, "images_fraction": 1.0}
     tree["objective"]["preset"] = None
     # A portion at a time, as the job does it: the reference knows no accumulation, and the whole step may not fit.
-    tree["training"]["images_per_step"] //= job.training.accumulation_steps
+    tree["training"]["images_per_step"] //= job.training.accumulation_steps * job.resources.most_workers
     tree["training"]["accumulation_steps"] = 1
+    tree["resources"]["workers"] = 1
+    # What a run does later, to settings that this job may not have.
+    tree["watchdog"], tree["changes"] = {}, ()
     result = job_of(tree, "bench step")
     assert isinstance(result, TrainJob)
     return result

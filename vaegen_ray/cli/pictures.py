@@ -119,7 +119,8 @@ def _images_of_own_size(names: list[str], job: TrainJob) -> "Iterator[Tensor]":
         raise JobError(
             f"IMAGES: must be image files with --full-size, got `{HELD_OUT}`, which have one size; leave it out"
         )
-    return (read_image_of_own_size(name, job.model.channels) for name in names)
+    model = job.model
+    return (read_image_of_own_size(name, model) for name in names)
 
 
 def _latent(end: str, generator: "Generator", job: TrainJob) -> "Tensor":

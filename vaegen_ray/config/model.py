@@ -123,8 +123,7 @@ class KlAutoencoderModel(Section):
                 f"image_size: must be a multiple of {self.down_factor}, the down factor of {len(self.widths)} widths, "
                 f"got {self.image_size}"
             )
-        values = self.widths[-1] // self.norm_groups * (self.image_size // self.down_factor) ** 2
-        if values < 2:
+        if not self.can_normalise(self.image_size, self.image_size):
             raise ValueError(
                 f"norm_groups: must leave each group several values, where the latent code is 1 x 1 and the width "
                 f"{self.widths[-1]} it leaves one, which normalisation makes 0; lower model.norm_groups, or raise "
@@ -140,6 +139,14 @@ class KlAutoencoderModel(Section):
     def down_factor(self) -> int:
         """Pixels of an image's side for each of the latent code's."""
         return int(2 ** (len(self.widths) - 1))
+
+    def can_normalise(self, height: int, width: int) -> bool:
+        """Whether each group has several values at the lowest resolution of an image of so many pixels.
+
+        Of a single one group normalisation makes 0, whatever it was.
+        """
+        positions = -(-height // self.down_factor) * -(-width // self.down_factor)
+        return self.widths[-1] // self.norm_groups * positions > 1
 
     @property
     def values_per_image(self) -> int:

@@ -156,7 +156,8 @@ def _kl_autoencoder(job: "TrainJob", model: KlAutoencoderModel) -> Iterator[str]
     if model.freeze_encoder:
         if objective.kl.weight > 0:
             yield (
-                f"objective.kl.weight: has no effect with model.freeze_encoder, got {objective.kl.weight}; remove it"
+                f"objective.kl.weight: has no effect with model.freeze_encoder, got {objective.kl.weight}; remove it, "
+                "or set it to 0"
             )
         for key, usual in (("schedule", "constant"), ("penalty", "plain")):
             if (kind := getattr(objective.kl, key).kind) != usual:

@@ -8,13 +8,21 @@ from vaegen_ray.errors import JobError
 
 Tree = dict[str, Any]
 
+SECTIONS_OF_A_RESOLVED_JOB = {"data", "model", "objective", "training", "evaluation", "tracking", "watchdog", "changes"}
+
 
 def with_settings(tree: Tree, settings: Mapping[str, Any]) -> Tree:
     """Return ``tree`` with the value of every dotted path replaced.
 
     Giving a section another ``kind`` drops the section's other keys, which belong to the old kind; so kinds
     are applied before all else, outer ones first, and the order of the settings does not matter for that.
+    JobError where a path leads through a plain value, or a preset would lose to values that all stand there.
     """
+    if "objective.preset" in settings and tree.keys() >= SECTIONS_OF_A_RESOLVED_JOB:
+        raise JobError(
+            f"objective.preset: has no effect on a job in which every key has its value, got "
+            f"{shown(settings['objective.preset'])}; give the section as a whole, `objective: {{preset: NAME, ...}}`"
+        )
     for path, value in sorted(settings.items(), key=lambda setting: _rank_of_kind(setting[0].split("."))):
         tree = _replaced(tree, path.split("."), value, path)
     return tree

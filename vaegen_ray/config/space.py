@@ -29,7 +29,7 @@ from vaegen_ray.errors import JobError
 
 FIXED_IN_A_SEARCH = (
     "kind", "name", "storage", "tracking", "resources", "evaluation", "data.source", "data.cache", "data.cache_bytes",
-    "data.placement", "model.image_size", "model.channels",
+    "data.placement", "model.image_size", "model.channels", "objective.preset",
     "training.total_images", "training.report_every_images", "training.checkpoint_every_images",
     "training.keep_checkpoints", "training.accumulation_steps", "changes",
 )  # fmt: skip

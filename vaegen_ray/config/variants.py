@@ -13,7 +13,7 @@ from vaegen_ray.errors import JobError
 
 MEASURED_BY = (
     "data.source", "model.image_size", "model.channels", "evaluation.images", "evaluation.features",
-    "evaluation.features.network",
+    "evaluation.features.network", "evaluation.lpips", "evaluation.lpips.network",
 )  # fmt: skip
 """What decides on which images, and by which network, the scores of a run are measured."""
 

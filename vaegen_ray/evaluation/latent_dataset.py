@@ -193,6 +193,11 @@ def _latent_shape(model: KlAutoencoderModel, metadata: Metadata) -> tuple[int, .
             f"pixels, got {metadata.channels} and {metadata.image_size}; prepare it anew"
         )
     side = metadata.image_size // model.down_factor
+    if not model.can_normalise(metadata.image_size, metadata.image_size):
+        raise JobError(
+            f"DATASET: must have images of more than {model.down_factor} pixels for this model, whose normalisation "
+            f"leaves nothing of a latent code of one position, got {metadata.image_size}; prepare it larger"
+        )
     return (model.latent_channels, side, side)
 
 
@@ -210,7 +215,8 @@ def _claim(destination: Location, owner: dict[str, str]) -> None:
                 "another folder, or remove that one"
             )
         return
-    if destination.names():
+    # Hidden files are what a kill has left of a probe, or of a file that was being written.
+    if any(not name.startswith(".") for name in destination.names()):
         raise JobError(f"DESTINATION: must be empty or hold latents, {destination} holds other files; give another")
     file.write_text(json.dumps(owner, indent=2) + "\n")
 

@@ -20,18 +20,14 @@ OVERLAP_FRACTION = 0.25
 def posterior_in_tiles(generator: Generator, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log variance of images whose sides are multiples of the down factor; else DataError.
 
-    Each image passes alone. A side of at most the training size is not cut.
+    Each image passes alone. A side of at most the training size is not cut. Of images so small that the model's
+    `can_normalise` says no, the code says nothing.
     """
     factor, (height, width) = generator.down_factor, images_BCHW.shape[2:]
     if height % factor or width % factor:
         raise DataError(
             f"image: must have sides that are multiples of {factor} pixels, the model's down factor, got {height} x "
             f"{width}; pad or crop it"
-        )
-    if (height, width) == (factor, factor):
-        raise DataError(
-            f"image: must be larger than {factor} x {factor} pixels, one position of the latent code, which "
-            "normalisation may leave without a value; enlarge it"
         )
 
     def encode(image: Tensor) -> Tensor:
