@@ -119,7 +119,7 @@ class Location:
         return self.url
 
     def __truediv__(self, name: str) -> "Location":
-        return Location(f"{self.url}/{name}")
+        return Location(f"{self.url.rstrip('/')}/{name}")
 
     @property
     def name(self) -> str:
@@ -129,7 +129,7 @@ class Location:
     @property
     def parent(self) -> "Location":
         """The folder that holds this location."""
-        return Location(self.url.rsplit("/", 1)[0])
+        return Location(self.url.rsplit("/", 1)[0] or "/")
 
     @property
     def is_local(self) -> bool:

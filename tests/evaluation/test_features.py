@@ -69,6 +69,18 @@ def test_check_features_with_a_damaged_file_is_refused(name: str, tmp_path: Path
         check_features(Features(network="inception_v3_fid", weights=str(tmp_path / name)))
 
 
+def test_check_features_with_what_is_no_npz_of_numbers_is_refused(tmp_path: Path) -> None:
+    """Each had ended in an exception of NumPy or zipfile."""
+    np.savez(tmp_path / "cut.npz", weights=np.zeros(1000))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:500])
+    np.save(tmp_path / "alone.npy", np.zeros(3))
+    (tmp_path / "alone.npy").rename(tmp_path / "alone.npz")
+    np.savez(tmp_path / "text.npz", weights=np.array(["text"]))
+    for name in ("cut", "alone", "text"):
+        with pytest.raises(DataError, match=rf"{name}.npz: must be an npz or safetensors file"):
+            check_features(Features(network="inception_v3_fid", weights=str(tmp_path / f"{name}.npz")))
+
+
 def test_check_features_with_pickled_arrays_does_not_unpickle_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickled.npz", weights=np.array([{"code": 1}], dtype=object))
     with pytest.raises(DataError, match="must be an npz or safetensors file of arrays"):

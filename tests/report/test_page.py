@@ -1,6 +1,7 @@
 """The pages as they are looked at: in headless Chromium, from a file, without a network."""
 
 import json
+import math
 import re
 import shutil
 import time
@@ -11,13 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.report.conftest import Browser
+from tests.search.samples import search_job
 from vaegen_ray.cli.main import app
 from vaegen_ray.cli.report import page_data
 from vaegen_ray.compare.directory import CompareDirectory
+from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.report.page import html_page
 from vaegen_ray.runs.attempts import Attempt, AttemptState, now, write_attempt
 from vaegen_ray.search.directory import SearchDirectory
+from vaegen_ray.search.log import TrialLog
+from vaegen_ray.search.trials import TrialState, asked, ended, started
 from vaegen_ray.storage import Location
 
 FIVE_MB = 5_000_000
@@ -134,7 +139,7 @@ def test_page_of_a_comparison_shows_table_significance_and_stability(
 def test_report_names_no_place_outside_of_itself(trained: RunDirectory, tmp_path: Path) -> None:
     page = report(trained.root, tmp_path / "report.html").read_text()
     assert re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']+""", page) == []
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1].replace("<\\/", "</"))  # type: ignore[index]
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
     kinds = {block["type"] for block in data["blocks"]}
     assert kinds == {"table", "slider", "pictures", "chart", "note", "facts", "source"}
 
@@ -151,6 +156,40 @@ def test_report_of_a_run_with_damaged_records_and_a_number_that_is_not_finite_is
     page = html_page(page_data(run.root))
     assert "provenance.json: must be JSON, is damaged" in page
     assert "incidents.json: must be JSON, is damaged" in page
+
+
+def test_report_of_a_run_with_records_of_another_shape_is_made(trained: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(str(trained.root), tmp_path / "run")
+    run = RunDirectory(Location.of(tmp_path / "run"))
+    run.provenance.write_text("[{}]")
+    run.incidents.write_text("[{}]")
+    page = html_page(page_data(run.root))
+    assert "provenance.json: must be a list of entries with dataset, position, is damaged" in page
+    assert "incidents.json: must be a list of entries with action, position, rule, is damaged" in page
+
+
+def test_text_of_a_page_cannot_leave_its_block() -> None:
+    page = html_page({"title": "a", "blocks": ["</script>", "<!--<script>"]})
+    (content,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert "<" not in content
+    assert json.loads(content)["blocks"] == ["</script>", "<!--<script>"]
+
+
+def test_page_of_a_search_of_thousands_of_trials_takes_seconds(tmp_path: Path) -> None:
+    """Ten thousand took over a minute: each trial was looked for in lists of the others."""
+    job = search_job(tmp_path, trials=5000)
+    directory = SearchDirectory.of(job)
+    directory.job_file.write_text(dump_job(job))
+    log = TrialLog(directory)
+    for number in range(5000):
+        scores = {"reconstruction_psnr": math.sin(number), "sample_swd": math.cos(1.7 * number)}
+        log.record(asked(number, {"objective.kl.weight": 1.0 + number / 5000}))
+        log.record(started(number))
+        log.record(ended(number, TrialState.COMPLETE, scores=scores))
+    log.close()
+    begun_s = time.process_time()
+    assert page_data(directory.root)["title"] == job.name
+    assert time.process_time() - begun_s < 20
 
 
 def test_report_of_another_folder_is_refused(tmp_path: Path) -> None:

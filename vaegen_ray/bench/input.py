@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,26 +142,23 @@ def _batches(job: TrainJob, images: Images) -> ImageBatches:
 def _epoch(job: TrainJob, device: torch.device) -> PeerTimes:
     """Open the dataset and read an epoch."""
     start = time.perf_counter()
-    _, images = _open(job, device)
-    num_batches = -(-len(images) // job.training.images_per_step)
-    with _batches(job, images) as batches:
+    _, opened = _open(job, device)
+    with closing(opened) as images, _batches(job, images) as batches:
+        num_batches = -(-len(images) // job.training.images_per_step)
         next(batches)
         first_batch_s = _now(device) - start
         for _ in itertools.islice(batches, num_batches - 1):
             pass
         epoch_s = _now(device) - start
-    images.close()
     return PeerTimes(num_batches * job.training.images_per_step, first_batch_s, epoch_s)
 
 
 def _time_to_first_batch(job: TrainJob, device: torch.device) -> float:
     start = time.perf_counter()
-    _, images = _open(job, device)
-    with _batches(job, images) as batches:
+    _, opened = _open(job, device)
+    with closing(opened) as images, _batches(job, images) as batches:
         next(batches)
-        seconds = _now(device) - start
-    images.close()
-    return seconds
+        return _now(device) - start
 
 
 def _images_per_s_alone(job: TrainJob, images: Images, device: torch.device) -> float:
@@ -265,9 +262,11 @@ def _counted(source: Location) -> Iterator[StoreReads | None]:
     events = filesystem.s3.meta.events
     events.register("request-created.s3", count_request)
     events.register("after-call.s3.GetObject", count_bytes)
-    yield reads
-    events.unregister("request-created.s3", count_request)
-    events.unregister("after-call.s3.GetObject", count_bytes)
+    try:
+        yield reads
+    finally:
+        events.unregister("request-created.s3", count_request)
+        events.unregister("after-call.s3.GetObject", count_bytes)
 
 
 def _now(device: torch.device) -> float:

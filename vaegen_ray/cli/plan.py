@@ -30,7 +30,6 @@ def plan(job_file: JobFile, overrides: Overrides = None) -> None:
 
 
 def _plan_search(job: SearchJob, console: Console) -> None:
-    from vaegen_ray.data.plain_parquet import open_dataset
     from vaegen_ray.training.plan import plan as plan_of
 
     console.print(dump_job(job), end="")
@@ -49,17 +48,26 @@ def _plan_search(job: SearchJob, console: Console) -> None:
         saving = "none for sure: trials may differ from the first step, or the adversarial term acts from there"
     table.add_row("common phase", saving)
     console.print(table)
-    eigenvalue = open_dataset(job.base.data, job.base.model).metadata.largest_eigenvalue
-    bound = largest_useful_kl_weight(job, eigenvalue) if eigenvalue is not None else None
-    axis = job.space.get(KL_WEIGHT)
-    if bound is not None and axis is not None and not isinstance(axis, Choice):
-        advice = f"; the axis reaches {axis.high:g}: high: {bound:.3g} would lose nothing" if axis.high > bound else ""
-        console.print(
-            f"{KL_WEIGHT}: above {bound:.3g} the code of a linear VAE of these images would carry nothing (largest "
-            f"eigenvalue of their covariance {eigenvalue:.4g}){advice}"
-        )
+    _advise_on_kl_weight(job, console)
     console.print(f"asks of the cluster for each trial: {_request(job.base, 'in the process of a Tune trial')}")
     console.print(f"writes to: {SearchDirectory.of(job).root}")
+
+
+def _advise_on_kl_weight(job: SearchJob, console: Console) -> None:
+    axis = job.space.get(KL_WEIGHT)
+    if axis is None or isinstance(axis, Choice):
+        return
+    from vaegen_ray.data.plain_parquet import open_dataset
+
+    eigenvalue = open_dataset(job.base.data, job.base.model).metadata.largest_eigenvalue
+    bound = largest_useful_kl_weight(job, eigenvalue)
+    if bound is None:
+        return
+    advice = f"; the axis reaches {axis.high:g}: high: {bound:.3g} would lose nothing" if axis.high > bound else ""
+    console.print(
+        f"{KL_WEIGHT}: above {bound:.3g} the code of a linear VAE of these images would carry nothing (largest "
+        f"eigenvalue of their covariance {eigenvalue:.4g}){advice}"
+    )
 
 
 def _plan_training(job: TrainJob, console: Console) -> None:

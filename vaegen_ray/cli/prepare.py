@@ -7,9 +7,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vaegen_ray.config.loading import load_job
+from vaegen_ray.config.loading import load_prepare_job
 from vaegen_ray.config.prepare import PrepareJob
-from vaegen_ray.errors import JobError
 
 if TYPE_CHECKING:
     from vaegen_ray.data.prepare import PrepareSummary
@@ -31,11 +30,7 @@ def prepare_command(
 
     On Ray where it is installed; with or without it the files are the same. Killed, the same command goes on.
     """
-    job = load_job(job_file, overrides or ())
-    if not isinstance(job, PrepareJob):
-        raise JobError(
-            f"{job_file}: kind: must be 'prepare' for this command, got '{job.kind}'; use `vaegen {job.kind}`"
-        )
+    job = load_prepare_job(job_file, overrides or ())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(job.name, total=None)

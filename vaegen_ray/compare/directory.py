@@ -7,10 +7,10 @@ from typing import Literal
 
 from vaegen_ray.config.compare import CompareJob, run_name
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import job_of
+from vaegen_ray.config.loading import load_resolved
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.variants import variant_job
-from vaegen_ray.errors import CheckpointError, JobError
+from vaegen_ray.errors import CheckpointError
 from vaegen_ray.storage import Location
 
 Ending = Literal["complete", "diverged", "collapsed", "failed"]
@@ -77,15 +77,7 @@ class CompareDirectory:
 
     def load(self) -> CompareJob:
         """The job; JobError where this is no comparison's directory."""
-        if not self.job_file.exists():
-            raise JobError(f"{self.root}: must be the directory of a comparison, found no compare.json there")
-        try:
-            tree = json.loads(self.job_file.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{self.job_file}: is damaged ({error}); restore it") from error
-        job = job_of(tree, str(self.job_file))
-        if not isinstance(job, CompareJob):
-            raise JobError(f"{self.root}: must be the directory of a comparison, holds kind '{job.kind}'")
+        job = load_resolved(self.job_file, CompareJob, "a comparison")
         # The job's own `storage` may begin in another working directory, or be where the comparison was before.
         return job.model_copy(update={"storage": self.root.parent.url, "name": self.root.name})
 

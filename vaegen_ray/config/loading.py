@@ -5,7 +5,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -19,10 +19,11 @@ from vaegen_ray.config.settings import with_settings
 from vaegen_ray.config.space import broken_search_rules
 from vaegen_ray.config.url_secrets import without_url_secrets
 from vaegen_ray.config.variants import broken_compare_rules
-from vaegen_ray.errors import JobError, StorageError
+from vaegen_ray.errors import CheckpointError, JobError, StorageError
 from vaegen_ray.storage import Location
 
 AnyJob = TrainJob | PrepareJob | SearchJob | CompareJob
+J = TypeVar("J", TrainJob, PrepareJob, SearchJob, CompareJob)
 KINDS: dict[str, type[AnyJob]] = {
     "train": TrainJob, "prepare": PrepareJob, "search": SearchJob, "compare": CompareJob,
 }  # fmt: skip
@@ -106,25 +107,49 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> AnyJob:
 
 def load_search_job(path: str | Path, overrides: Sequence[str] = ()) -> SearchJob:
     """As :func:`load_job`, for a job that must be of kind `search`."""
-    job = load_job(path, overrides)
-    if not isinstance(job, SearchJob):
-        raise JobError(f"{path}: kind: must be 'search' for this command, got '{job.kind}'; use `vaegen {job.kind}`")
-    return job
+    return _load_job_of(SearchJob, path, overrides)
 
 
 def load_compare_job(path: str | Path, overrides: Sequence[str] = ()) -> CompareJob:
     """As :func:`load_job`, for a job that must be of kind `compare`."""
-    job = load_job(path, overrides)
-    if not isinstance(job, CompareJob):
-        raise JobError(f"{path}: kind: must be 'compare' for this command, got '{job.kind}'; use `vaegen {job.kind}`")
-    return job
+    return _load_job_of(CompareJob, path, overrides)
 
 
 def load_train_job(path: str | Path, overrides: Sequence[str] = ()) -> TrainJob:
     """As :func:`load_job`, for a job that must be of kind `train`."""
+    return _load_job_of(TrainJob, path, overrides)
+
+
+def load_prepare_job(path: str | Path, overrides: Sequence[str] = ()) -> PrepareJob:
+    """As :func:`load_job`, for a job that must be of kind `prepare`."""
+    return _load_job_of(PrepareJob, path, overrides)
+
+
+def _load_job_of(kind: type[J], path: str | Path, overrides: Sequence[str]) -> J:
     job = load_job(path, overrides)
-    if not isinstance(job, TrainJob):
-        raise JobError(f"{path}: kind: must be 'train' for this command, got '{job.kind}'; use `vaegen {job.kind}`")
+    if not isinstance(job, kind):
+        (name,) = (name for name, model in KINDS.items() if model is kind)
+        raise JobError(f"{path}: kind: must be '{name}' for this command, got '{job.kind}'; use `vaegen {job.kind}`")
+    return job
+
+
+def load_resolved(file: Location, kind: type[J], what: str) -> J:
+    """The job that a directory keeps in ``file``, which makes it the directory of ``what``, such as "a run".
+
+    Raises JobError where it is no such directory, and CheckpointError where the file is damaged.
+    """
+    if not file.exists():
+        raise JobError(f"{file.parent}: must be the directory of {what}, found no {file.name} there")
+    remedy = f"restore it or remove {file.parent}"
+    try:
+        tree = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is damaged ({error}); {remedy}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{file}: is damaged (holds {shown(tree)}, no job); {remedy}")
+    job = job_of(tree, str(file))
+    if not isinstance(job, kind):
+        raise JobError(f"{file.parent}: must be the directory of {what}, holds kind '{job.kind}'")
     return job
 
 

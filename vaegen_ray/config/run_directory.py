@@ -1,15 +1,14 @@
 """The one place that knows what a run directory contains, and whose it is."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.loading import dump_job, load_resolved
 from vaegen_ray.config.sentences import shown
 from vaegen_ray.config.settings import flat
-from vaegen_ray.errors import CheckpointError, JobError
+from vaegen_ray.errors import JobError
 from vaegen_ray.storage import Location
 
 FREE_TO_CHANGE = (
@@ -171,20 +170,7 @@ class RunDirectory:
 
     def load_job(self) -> TrainJob:
         """The job whose run this is."""
-        if not self.job_file.exists():
-            raise JobError(f"{self.root}: must be the directory of a run, found no job.json there")
-        try:
-            tree = json.loads(self.job_file.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{self.job_file}: is damaged ({error}); restore it or remove the run") from error
-        if not isinstance(tree, dict):
-            raise CheckpointError(
-                f"{self.job_file}: is damaged (holds {shown(tree)}, no job); restore it or remove the run"
-            )
-        job = job_of(tree, str(self.job_file))
-        if not isinstance(job, TrainJob):
-            raise JobError(f"{self.root}: must be the directory of a train run, holds kind '{job.kind}'")
-        return job
+        return load_resolved(self.job_file, TrainJob, "a run")
 
     def claim(self, job: TrainJob) -> None:
         """Make this the directory of ``job``.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaegen_ray.config.base import Count, Images, PositiveFloat, ProperFraction, Section, Seed, Text
+from vaegen_ray.config.base import Count, Images, PositiveFloat, PositiveImages, ProperFraction, Section, Seed, Text
 from vaegen_ray.config.job import NAME_PATTERN, TrainJob
 
 
@@ -201,7 +201,7 @@ class AshaStopping(Section):
 
     kind: Literal["asha"]
     reduction: Annotated[float, Field(gt=1, strict=True)] = 3.0
-    grace_images: Images | None = None
+    grace_images: PositiveImages | None = None
     """The first rung; the next are `reduction` times further each. By default the first evaluation."""
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ def read_weights(file: Location) -> dict[str, Tensor]:
         # allow_pickle=False: a weights file must not be able to run code.
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (SafetensorError, ValueError, OSError, EOFError, AttributeError) as error:
+    # A damaged npz, an array alone, and arrays of text each fail in a way of their own.
+    except (SafetensorError, ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{file}: must be an npz or safetensors file of arrays ({error}); convert a .pth file with "
             "safetensors.torch.save_file"

@@ -32,9 +32,8 @@ def coverage(real_BD: Tensor, samples_BD: Tensor) -> Coverage:
     Sets of fewer images than neighbours use all that there are. Distances are Euclidean.
     """
     real, samples = real_BD.double(), samples_BD.double()
-    real_radii = _radii(real, PRECISION_NEIGHBOURS)
-    sample_radii = _radii(samples, PRECISION_NEIGHBOURS)
-    density_radii = _radii(real, DENSITY_NEIGHBOURS)
+    real_radii, density_radii = _radii(real, PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS)
+    (sample_radii,) = _radii(samples, PRECISION_NEIGHBOURS)
     neighbours = min(DENSITY_NEIGHBOURS, len(real) - 1)
     in_real = torch.zeros(len(samples), dtype=torch.bool, device=real.device)
     in_samples, covered, balls = [], [], 0
@@ -54,10 +53,13 @@ def coverage(real_BD: Tensor, samples_BD: Tensor) -> Coverage:
     )
 
 
-def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """Of each point, the distance to its k-th nearest other point."""
-    k = min(neighbours, len(points) - 1) + 1  # The nearest is the point itself.
-    parts = [
-        torch.cdist(part, points).topk(k, dim=1, largest=False).values[:, -1] for part in points.split(ROWS_AT_ONCE)
-    ]
-    return torch.cat(parts)
+def _radii(points_BD: Tensor, *neighbours: int) -> list[Tensor]:
+    """Of each point, the distance to its k-th nearest other point, for each k of ``neighbours``: shape (B,) each."""
+    places = [min(k, len(points_BD) - 1) for k in neighbours]  # The nearest, at 0, is the point itself.
+    nearest = torch.cat(
+        [
+            torch.cdist(part, points_BD).topk(max(places) + 1, dim=1, largest=False).values
+            for part in points_BD.split(ROWS_AT_ONCE)
+        ]
+    )
+    return [nearest[:, place] for place in places]

@@ -98,23 +98,24 @@ def interpolations_grid(
 def traversal_grid(generator: Generator, images_BCHW: Tensor, seed: int, rows: int = 10, steps: int = 9) -> Image.Image:
     """A row a latent dimension, which goes from -3 to 3 while the others stay; those that change the picture most.
 
-    Of a spatial code a dimension is a channel, everywhere in the image.
-
-    Begins at the code of the first of ``images_BCHW``, or without an encoder at a prior sample.
+    Begins at the code of the first of ``images_BCHW``, or without an encoder at a prior sample. Of a spatial code a
+    dimension is a channel, everywhere in the image.
     """
     if generator.encoder is not None:
         start = posterior_means(generator, images_BCHW[:1])[0]
     else:
         start = prior_latents(1, generator.latent_shape, seed).to(device_of(generator))[0]
-    dimensions = generator.latent_shape[0]
-    # [dimension, step, *latent]; the last axes of a vector are none.
-    latents = start.repeat(dimensions, steps, *[1] * start.ndim)
-    for dimension in range(dimensions):
-        for step, value in enumerate(torch.linspace(-3, 3, steps)):
-            latents[dimension, step, dimension] = value
-    images = decoded(generator, latents.flatten(0, 1)).unflatten(0, (dimensions, steps))
-    order = images.var(dim=1).flatten(1).sum(dim=1).argsort(descending=True)[:rows]
-    return image_grid(images[order].flatten(0, 1), columns=steps)
+
+    def row(dimension: int) -> Tensor:
+        latents = start.repeat(steps, *[1] * start.ndim)
+        values = torch.linspace(-3, 3, steps, device=start.device)
+        latents[:, dimension] = values.view(-1, *[1] * (start.ndim - 1))
+        return decoded(generator, latents)
+
+    # Decoded twice: all rows of a large code would take gigabytes.
+    change = torch.stack([row(dimension).var(dim=0).sum() for dimension in range(generator.latent_shape[0])])
+    shown = change.argsort(descending=True)[:rows]
+    return image_grid(torch.cat([row(int(dimension)) for dimension in shown]), columns=steps)
 
 
 def spherical_interpolation(a: Tensor, b: Tensor, fraction: float) -> Tensor:

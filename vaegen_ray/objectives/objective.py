@@ -71,8 +71,9 @@ class Batch:
         self.note(name, share)
 
     def note(self, name: str, value: Tensor) -> None:
-        """Count ``value``, a scalar of this rank, in to the local term ``name``; the sum keeps what is not finite."""
-        self.local_terms[name] = self.local_terms.get(name, torch.zeros_like(value)) + value.detach()
+        """Add ``value``, a scalar of this rank, to the local term ``name``; the sum keeps what is not finite."""
+        before = self.local_terms.get(name)
+        self.local_terms[name] = value.detach() if before is None else before + value.detach()
 
     def global_means(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Average tensors over ranks, in one collective."""

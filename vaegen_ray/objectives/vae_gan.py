@@ -5,6 +5,8 @@ that of the adversarial loss through the frozen discriminator; the balance choos
 backward pass carries a + lambda b through decoder and encoder. The discriminator then judges the same x'.
 """
 
+from collections.abc import Iterable
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import torch
@@ -212,14 +214,14 @@ class VaeGan(nn.Module):
         judgement = forward.judgement
         means = {"kl_Z": forward.kl_BZ.mean(0), **judgement.costs}
         means |= {f"value {name}": value for name, value in judgement.values.items()}
-        names = list(judgement.gradients)
-        for i, one in enumerate(names):
-            for other in names[i:]:
-                product = (judgement.gradients[one] * judgement.gradients[other]).sum() / forward.num_images
-                means[f"product {one} {other}"] = product
-        if isinstance(self.settings.adversarial.balance, AdaptiveBalance) and "adversarial" in names:
+        gradients = judgement.gradients
+        for one, other in _pairs_of_reconstruction(gradients):
+            means[f"product {one} {other}"] = (gradients[one] * gradients[other]).sum() / forward.num_images
+        if "adversarial" in gradients:
+            means["squared adversarial"] = gradients["adversarial"].square().sum() / forward.num_images
+        if isinstance(self.settings.adversarial.balance, AdaptiveBalance) and "adversarial" in gradients:
             weight = self.generator.decoder.to_images.weight
-            layers = last_layer_gradients(forward.decoder_features, weight, judgement.gradients)
+            layers = last_layer_gradients(forward.decoder_features, weight, gradients)
             means |= {f"last layer {name}": layer / forward.num_images for name, layer in layers.items()}
         return means
 
@@ -333,14 +335,17 @@ def _feature_error(real: Look, fake: Look, layer: int) -> Tensor:
     return 0.5 * (fake_features - real_features).square().flatten(1).sum(1).mean()
 
 
+def _pairs_of_reconstruction(names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Of the losses on the reconstruction side, each with itself and with each after it."""
+    return combinations_with_replacement([name for name in names if name != "adversarial"], 2)
+
+
 def _sizes(weights: dict[str, Tensor], means: Means) -> GradientSizes:
     """Norms at the images: of the weighted reconstruction side, and of the unweighted adversarial loss."""
-    side = [name for name in weights if name != "adversarial"]
     squared = torch.zeros_like(means["value reconstruction"])
-    for i, one in enumerate(side):
-        for other in side[i:]:
-            product = weights[one] * weights[other] * means[f"product {one} {other}"]
-            squared = squared + (product if one == other else 2 * product)
-    adversarial = means.get("product adversarial adversarial", torch.zeros_like(squared))
+    for one, other in _pairs_of_reconstruction(weights):
+        product = weights[one] * weights[other] * means[f"product {one} {other}"]
+        squared = squared + (product if one == other else 2 * product)
+    adversarial = means.get("squared adversarial", torch.zeros_like(squared))
     # Rounding can make the sum of products a little negative.
     return GradientSizes(squared.clamp(min=0).sqrt(), adversarial.clamp(min=0).sqrt())

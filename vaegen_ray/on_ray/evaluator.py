@@ -1,6 +1,7 @@
 """The evaluator of a run on Ray: an actor with resources of its own, off the training path."""
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from vaegen_ray.errors import StorageError
 from vaegen_ray.on_ray.preflight import WorkerNeeds, node_resources
 from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.training.beside import CLOSED, STATE, measure_published
+
+logger = logging.getLogger(__name__)
 
 RESTARTS, MOST_CANCEL_S = 3, 30.0
 
@@ -58,16 +61,16 @@ def evaluator(job: TrainJob, needs: WorkerNeeds) -> Iterator[None]:
     """An evaluator for the time of the run. Where it is lost for good, the run is told, and evaluates in line."""
     run, is_over = RunDirectory.of(job), threading.Event()
     task: Any = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RESTARTS, max_calls=1)(_measure)
-    (
-        run.evaluations / STATE
-    ).remove()  # Of an earlier start; until the new evaluator is there, the run goes on in line.
+    # Of an earlier start; until the new evaluator is there, the run goes on in line.
+    (run.evaluations / STATE).remove()
     handle = task.remote(dump_job(job), os.getcwd(), needs.gpus)
 
     def watch() -> None:
         try:
             ray.get(handle)
-        except Exception:  # noqa: BLE001 (of Ray or of the dataset: the run goes on without it)
+        except Exception as error:  # noqa: BLE001 (of Ray or of the dataset: the run goes on without it)
             if not is_over.is_set():
+                logger.warning("%s: the evaluator beside the run has ended: %s", run.root, error)
                 try:
                     (run.evaluations / STATE).write_text(CLOSED)
                 except StorageError:

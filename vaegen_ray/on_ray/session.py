@@ -1,5 +1,6 @@
 """The session of a Ray Train worker."""
 
+import logging
 import threading
 from collections.abc import Mapping
 
@@ -13,6 +14,8 @@ from vaegen_ray.errors import StorageError
 from vaegen_ray.on_ray.preflight import draining_nodes
 from vaegen_ray.runs.lease import Fence
 from vaegen_ray.training.local_session import by_signal
+
+logger = logging.getLogger(__name__)
 
 STOP_POLL_S = 1.0
 DRAIN_POLL_S = 1.0
@@ -88,7 +91,12 @@ class RaySession:
         """
         here = ray.get_runtime_context().get_node_id()
         while not self._finished.wait(DRAIN_POLL_S):
-            if here in draining_nodes():
+            try:
+                drains = here in draining_nodes()
+            except Exception:  # A head that begins again answers later.
+                logger.debug("Ray does not say which nodes are to go", exc_info=True)
+                continue
+            if drains:
                 self._reason_to_move = "a preemption: a node was about to be taken away"
                 self._moves.set()
                 return

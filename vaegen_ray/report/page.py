@@ -16,8 +16,8 @@ def html_page(data: dict[str, Any], *, live: str | None = None) -> str:
 
     plotly.js is in it compressed, which makes 2 MB of its 4.8; the browser unpacks it.
     """
-    # A `</script>` inside of the data would end it.
-    content = json.dumps(data, allow_nan=False).replace("</", "<\\/")
+    # A `</script>` inside of the data would end it, and a `<!--<script>` would keep it from ending.
+    content = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return "".join(
         (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',

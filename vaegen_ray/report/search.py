@@ -42,7 +42,10 @@ def search_page(directory: SearchDirectory, importances: Importances) -> dict[st
         "title": job.name,
         "subtitle": f"{trials.num_over} of {job.trials} trials over: {', '.join(states)}",
         "blocks": blocks,
-        "details": {_name(trial): _detail(board, trial, directory) for trial in board.trials[:MOST_DETAILS]},
+        "details": {
+            _name(trial): _detail(trial, directory, has_picture=place < MOST_PICTURES)
+            for place, trial in enumerate(board.trials[:MOST_DETAILS])
+        },
         "version": "-".join(states) + str(sum(len(trial.rungs) for trial in trials)),
     }
 
@@ -68,9 +71,15 @@ def _front(board: Leaderboard) -> list[Block]:
             "customdata": [_name(trial) for trial in trials], "marker": marker,
         }  # fmt: skip
 
-    infeasible = [trial for trial in scored if not job.is_feasible(trial.scores)]
-    on_front = [trial for trial in scored if trial.number in board.front]
-    others = [trial for trial in scored if trial not in on_front and trial not in infeasible]
+    on_front, infeasible, others = [], [], []
+    numbers = set(board.front)
+    for trial in scored:
+        if trial.number in numbers:
+            on_front.append(trial)
+        elif job.is_feasible(trial.scores):
+            others.append(trial)
+        else:
+            infeasible.append(trial)
     traces = [trace(others, "dominated" if second else "trained", size=9, opacity=0.6)] if others else []
     if infeasible:
         traces.append(trace(infeasible, "misses a constraint", size=9, symbol="x"))
@@ -208,7 +217,7 @@ def _rounded(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def _detail(board: Leaderboard, trial: Trial, directory: SearchDirectory) -> dict[str, Any]:
+def _detail(trial: Trial, directory: SearchDirectory, *, has_picture: bool) -> dict[str, Any]:
     scores = trial.scores or newest_scores(trial)
     rows: list[tuple[str, object]] = [("state", trial.state.value), ("images", f"{trial.position:,}")]
     rows += [(path, _short(value)) for path, value in trial.settings.items()]
@@ -221,11 +230,10 @@ def _detail(board: Leaderboard, trial: Trial, directory: SearchDirectory) -> dic
         ("train it longer", f"vaegen train '{directory.root}#{trial.number}'"),
         ("its report", f"vaegen report {run}"),
     ]
-    is_shown = board.trials.index(trial) < MOST_PICTURES
     return {
         "title": f"Trial {trial.number}",
         "rows": [[name, str(value)] for name, value in rows],
-        "picture": newest_samples(directory.run(trial.number)) if is_shown else None,
+        "picture": newest_samples(directory.run(trial.number)) if has_picture else None,
     }
 
 

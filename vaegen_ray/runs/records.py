@@ -12,12 +12,12 @@ Entry = dict[str, Any]
 
 def read_incidents(run: RunDirectory) -> list[Entry]:
     """All incidents of ``incidents.json``, in the order in which they were noticed."""
-    return _entries(run.incidents)
+    return _entries(run.incidents, {"rule", "position", "action"})
 
 
 def read_starts(run: RunDirectory) -> list[Entry]:
     """All starts of ``provenance.json``, the first one first."""
-    return _entries(run.provenance)
+    return _entries(run.provenance, {"position", "dataset"})
 
 
 def trained_on(run: RunDirectory) -> str | None:
@@ -27,14 +27,15 @@ def trained_on(run: RunDirectory) -> str | None:
     return None if began is None else str(began["dataset"]["fingerprint"])
 
 
-def _entries(file: Location) -> list[Entry]:
-    """The list in ``file``; empty where there is none, CheckpointError where it is damaged."""
+def _entries(file: Location, keys: set[str]) -> list[Entry]:
+    """The list in ``file``, of which each entry has ``keys``; empty where there is none, CheckpointError if damaged."""
     if not file.exists():
         return []
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{file}: must be JSON, is damaged ({error}); restore or remove it") from error
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise CheckpointError(f"{file}: must be a list of entries, is damaged; restore or remove it")
+    if not isinstance(found, list) or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in found):
+        named = ", ".join(sorted(keys))
+        raise CheckpointError(f"{file}: must be a list of entries with {named}, is damaged; restore or remove it")
     return found

@@ -130,6 +130,9 @@ def hypervolumes(job: SearchJob, trials: Sequence[Trial]) -> list[float]:
     volumes: list[float] = []
     so_far = scaled[:0]
     for row in scaled:
+        if (so_far <= row).all(1).any():
+            volumes.append(volumes[-1])
+            continue
         so_far = np.vstack([so_far, row])
         so_far = so_far[front(so_far)]
         volumes.append(hypervolume(so_far, [REFERENCE] * scaled.shape[1]))

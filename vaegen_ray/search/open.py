@@ -1,35 +1,28 @@
 """A search by its directory, and its trials as jobs: ``STORAGE/NAME``, ``STORAGE/NAME#best``, ``STORAGE/NAME#7``."""
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from vaegen_ray.config.compare import without_intervals
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import job_of, with_overrides
+from vaegen_ray.config.loading import job_of, load_resolved, with_overrides
 from vaegen_ray.config.search import SearchJob
-from vaegen_ray.errors import CheckpointError, JobError
+from vaegen_ray.errors import JobError
 from vaegen_ray.runs.lease import newest_holder
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import read_trials
 from vaegen_ray.search.trials import Trials, TrialState
 from vaegen_ray.storage import Location
 
-FOLLOW_FROM_THE_LENGTH = ("report_every_images", "checkpoint_every_images", "keep_checkpoints")
+SET_FOR_POPULATIONS = ("checkpoint_every_images", "keep_checkpoints")
+"""By the search, which copies trials; alone a trial has those of the base job."""
 TRIAL_OF_A_SEARCH = re.compile(r"(?P<search>.+)#(?P<trial>best|\d+)")
 
 
 def load_search(directory: SearchDirectory) -> SearchJob:
     """The job of a search's directory."""
-    if not directory.job_file.exists():
-        raise JobError(f"{directory.root}: must be the directory of a search, found no search.json there")
-    try:
-        tree = json.loads(directory.job_file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{directory.job_file}: is damaged ({error}); restore it") from error
-    job = job_of(tree, str(directory.job_file))
-    if not isinstance(job, SearchJob):
-        raise JobError(f"{directory.root}: must be the directory of a search, holds kind '{job.kind}'")
+    job = load_resolved(directory.job_file, SearchJob, "a search")
     if job.name != directory.root.name:
         raise JobError(
             f"{directory.root}: holds the search '{job.name}', whose trials know it by that name; rename the directory "
@@ -75,6 +68,7 @@ def _trial_tree(path: str) -> dict[str, Any]:
         if number not in trials.by_number:
             raise JobError(f"{path}: must name one of the trials 0 to {len(trials) - 1}; see `vaegen leaderboard`")
     tree = directory.run(number).load_job().model_dump(mode="json")
-    # These follow from the number of images, which may be another now.
-    training = {key: value for key, value in tree["training"].items() if key not in FOLLOW_FROM_THE_LENGTH}
-    return {**tree, "name": f"{search.name}-{number}", "storage": search.storage, "training": training}
+    own = search.base.training.model_dump(mode="json")
+    training = {**tree["training"], **{key: own[key] for key in SET_FOR_POPULATIONS}}
+    job = {**tree, "name": f"{search.name}-{number}", "storage": search.storage, "training": training}
+    return without_intervals(job)

@@ -1,5 +1,7 @@
 """Stops a run at the first number that is not finite, before any optimizer has stepped on it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,8 +37,8 @@ class FiniteGuard:
         first = bad * (1 - self.failed)
         self._position = torch.where(first > 0, torch.full_like(self._position, position), self._position)
         for name, value in terms.items():
-            before = self._terms.get(name, torch.zeros_like(value))
-            self._terms[name] = torch.where(first > 0, value, before)
+            before = self._terms.get(name)
+            self._terms[name] = torch.where(first > 0, value, torch.zeros_like(value) if before is None else before)
         self.failed = torch.maximum(self.failed, bad)
 
     def check(self) -> None:
@@ -44,7 +46,7 @@ class FiniteGuard:
         if not float(self.failed):
             return
         terms = {name: float(value) for name, value in self._terms.items()}
-        everybody = gather_objects({name: value for name, value in terms.items() if not _is_finite(value)})
+        everybody = gather_objects({name: value for name, value in terms.items() if not math.isfinite(value)})
         ranks = [rank for rank, bad in enumerate(everybody) if bad]
         named = ", ".join(sorted({f"{name}={value}" for bad in everybody for name, value in bad.items()}))
         where = f"on rank(s) {ranks}: {named}" if ranks else "in the gradient, while every loss was finite"
@@ -52,7 +54,3 @@ class FiniteGuard:
             f"a number is not finite at image {int(self._position)} {where}; it was not stepped on. "
             "Lower optimizer.*.learning_rate, set optimizer.*.clip_norm, or use training.precision float32"
         )
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0

@@ -1,12 +1,13 @@
 """How fast a job trains here, before it is trained."""
 
 import time
+from contextlib import closing
 
 import torch
 
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.data.batches import ImageBatches
-from vaegen_ray.data.placement import training_images
+from vaegen_ray.data.placement import Images, training_images
 from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.training.guard import FiniteGuard
@@ -23,7 +24,12 @@ LEAST_S = 5.0
 def images_per_second(job: TrainJob, session: Session) -> float:
     """Of training steps alone, one rank, everything switched on; writes nothing. Takes about five seconds."""
     use_exact_arithmetic()
-    images = training_images(open_dataset(job.data, job.model), job.data, session.device)
+    dataset = open_dataset(job.data, job.model)
+    with closing(training_images(dataset, job.data, session.device)) as images:
+        return _images_per_second(job, session, images)
+
+
+def _images_per_second(job: TrainJob, session: Session, images: Images) -> float:
     state, guard = TrainState(job, session.device), FiniteGuard(session.device)
     guard.looks_at_every_step = False  # A job that diverges is measured, too: its run will say so.
     position = _everything_switched_on(job)
@@ -43,7 +49,6 @@ def images_per_second(job: TrainJob, session: Session) -> float:
                 _wait(session.device)
                 begun_s = time.perf_counter()
     _wait(session.device)
-    images.close()
     return (steps - WARM_UP_STEPS) * job.training.images_per_step / (time.perf_counter() - begun_s)
 
 
