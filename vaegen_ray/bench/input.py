@@ -29,7 +29,7 @@ from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.storage import Location
 from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
-from vaegen_ray.training.loop import make_batch
+from vaegen_ray.training.loop import take_step
 from vaegen_ray.training.precision import compile_networks
 from vaegen_ray.training.state import TrainState
 
@@ -203,11 +203,7 @@ class _Trainer:
         return steps * self.job.training.images_per_step / (_now(self.device) - start)
 
     def _step(self, images: Tensor) -> None:
-        batch = make_batch(self.job, self.session, self.state.position, images)
-        for phase in self.state.phases:
-            phase.update(batch, learning_rate_factor=1.0, guard=self.guard)
-        self.state.position += self.job.training.images_per_step
-        self.state.ema.follow(self.state.objective.generator, 0.999)
+        take_step(self.job, self.session, self.state, images, self.guard)
 
 
 def _start(

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vaegen_ray.cli.leaderboard import wide_console
+from vaegen_ray.cli.console import wide_console
 from vaegen_ray.cli.train import Overrides
 from vaegen_ray.config.loading import load_compare_job
 

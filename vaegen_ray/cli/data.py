@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from vaegen_ray.cli.console import counting_bar
 from vaegen_ray.errors import DataError
 from vaegen_ray.storage import Location
 
@@ -55,8 +55,7 @@ def verify(source: Source) -> None:
     num_images = sum(dataset.metadata.counts.values())
     num_shards = sum(map(len, dataset.metadata.splits.values()))
     num_problems = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with counting_bar() as progress:
         bar = progress.add_task("verify", total=num_images)
         for problem in problems_of(dataset, lambda count: progress.advance(bar, count)):
             num_problems += 1

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vaegen_ray.cli.console import counting_bar
 from vaegen_ray.cli.evaluate import Run, device_named
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.storage import Location
@@ -27,8 +27,7 @@ def encode(
     On Ray where it is installed, by actors that hold the model. Killed, the same command goes on.
     """
     directory, folder = RunDirectory(Location.of(run)), Location.of(destination)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with counting_bar() as progress:
         bar = progress.add_task("encode", total=None)
 
         def show(done: int, total: int) -> None:

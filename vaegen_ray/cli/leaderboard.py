@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vaegen_ray.cli.console import duration, wide_console
 from vaegen_ray.config.search import SearchJob
 from vaegen_ray.errors import JobError
 from vaegen_ray.search.directory import SearchDirectory
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 WATCH_PERIOD_S = 2.0
 ROWS_WHILE_SEARCHING = 12
-WIDTH_OF_A_FILE = 200
-"""Characters of a line where the output is no terminal."""
 LEAST_WIDTH_OF_A_REASON = 20
 SPACE_AROUND_A_CELL = 3
 """Two blanks and a border."""
@@ -53,12 +52,6 @@ def leaderboard_command(
         _watch(directory, console)
     else:
         console.print(_whole(board, trials, console.width))
-
-
-def wide_console() -> Console:
-    """A console for tables: as wide as the terminal, or as a line of a file may be."""
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
 
 
 def _watch(directory: SearchDirectory, console: Console) -> None:
@@ -164,7 +157,7 @@ def summary(
         parts.append(f"{max_concurrent} at once")
     if elapsed_s is not None:
         left_s = time_left_s(job, trials, max_concurrent or 1)
-        parts.append(f"time {_minutes(elapsed_s)}" + (f", about {_minutes(left_s)} left" if left_s is not None else ""))
+        parts.append(f"time {duration(elapsed_s)}" + (f", about {duration(left_s)} left" if left_s is not None else ""))
     return " | ".join(parts)
 
 
@@ -195,9 +188,3 @@ def _number(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

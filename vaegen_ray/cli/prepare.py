@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vaegen_ray.cli.console import counting_bar
 from vaegen_ray.config.loading import load_prepare_job
 from vaegen_ray.config.prepare import PrepareJob
 
@@ -31,8 +31,7 @@ def prepare_command(
     On Ray where it is installed; with or without it the files are the same. Killed, the same command goes on.
     """
     job = load_prepare_job(job_file, overrides or ())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with counting_bar() as progress:
         bar = progress.add_task(job.name, total=None)
         summary = _prepare(job, lambda done, total: progress.update(bar, completed=done, total=total), local=local)
     # Not rich's markup: the names of images may hold brackets.

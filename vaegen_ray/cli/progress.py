@@ -8,8 +8,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from vaegen_ray.cli.console import duration
+
 HIDDEN = (
-    "images_per_s", "step_s", "data_wait_s", "learning_rate", "training_s", "input_s", "evaluation_s", "checkpoint_s",
+    "images_per_s", "learning_rate", "training_s", "input_s", "evaluation_s", "checkpoint_s",
     "peak_memory_bytes",
 )  # fmt: skip
 LOSSES = ("_loss", "nll_nats", "train_kl_nats", "feature_error")
@@ -54,7 +56,7 @@ class TrainingProgress:
         self._metrics |= {name: value for name, value in metrics.items() if name not in HIDDEN}
         position = min(position, self._total)
         rate = metrics.get("images_per_s")
-        timing = [f"{rate:,.0f} images/s", f"{_duration((self._total - position) / rate)} left"] if rate else []
+        timing = [f"{rate:,.0f} images/s", f"{duration((self._total - position) / rate)} left"] if rate else []
         if timing:
             self._bar.update(self._task, rate=timing[0], left=timing[1])
         self._bar.update(self._task, completed=position)
@@ -81,9 +83,3 @@ class TrainingProgress:
         cells = [f"{name:<31} {self._metrics[name]:>10.4g}".ljust(CELL) for name in names]
         columns = max(1, (self._console.width + 4) // CELL)
         return ["".join(cells[start : start + columns]).rstrip() for start in range(0, len(cells), columns)]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vaegen_ray.cli.leaderboard import wide_console
+from vaegen_ray.cli.console import wide_console
 from vaegen_ray.cli.places import NAME_HELP, Storage, find_run, storage_place
 from vaegen_ray.cli.submit import Address
 from vaegen_ray.errors import ClusterError, JobError

@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from vaegen_ray.cli.leaderboard import front_table, summary, wide_console
+from vaegen_ray.cli.console import wide_console
+from vaegen_ray.cli.leaderboard import front_table, summary
 from vaegen_ray.cli.train import Overrides
 from vaegen_ray.config.loading import job_of, load_search_job
 from vaegen_ray.config.search import SearchJob

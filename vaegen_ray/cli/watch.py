@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vaegen_ray.cli.leaderboard import front_table, summary, wide_console
+from vaegen_ray.cli.console import duration, wide_console
+from vaegen_ray.cli.leaderboard import front_table, summary
 from vaegen_ray.cli.report import MARKS, kind_of
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import JobError
@@ -75,7 +76,7 @@ def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
     words = [f"{min(position, total):,} of {total:,} images"]
     if rate:
         words.append(f"{rate:,.0f} images/s")
-        words += [] if is_over else [f"{_duration((total - position) / rate)} left"]
+        words += [] if is_over else [f"{duration((total - position) / rate)} left"]
     status = status_of(root)
     if status is not None and status.state in ENDED:
         is_over = True
@@ -126,10 +127,4 @@ def _curve(name: str, values: Sequence[float]) -> Panel:
 def _heard(lines: Sequence[dict[str, Any]]) -> str:
     if not lines:
         return "no metrics yet"
-    return f"last line {_duration(max(time.time() - lines[-1]['time_s'], 0))} ago"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"last line {duration(max(time.time() - lines[-1]['time_s'], 0))} ago"

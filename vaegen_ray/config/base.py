@@ -1,8 +1,9 @@
 """The base of every section of a job, and the value types that sections share."""
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -57,3 +58,15 @@ Flag = Annotated[bool, Field(strict=True)]
 
 Text = Annotated[str, Field(min_length=1)]
 """A path or a name; never empty."""
+
+NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
+
+
+def _is_a_folder_name(value: str) -> str:
+    if not NAME_PATTERN.fullmatch(value):
+        raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_is_a_folder_name)]
+"""Of a folder, on a disk or in an object store."""

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vaegen_ray.config.base import Count, PositiveFloat, PositiveImages, Section, Seed, Text
+from vaegen_ray.config.base import Count, Name, PositiveFloat, PositiveImages, Section, Seed, Text
 from vaegen_ray.config.completion import CHECKPOINTS_PER_RUN, REPORTS_PER_RUN
-from vaegen_ray.config.job import NAME_PATTERN, TrainJob
+from vaegen_ray.config.job import TrainJob
 
 Overrides = dict[str, Any]
 """Dotted path in the train job to its value."""
@@ -34,7 +34,7 @@ class CompareJob(Section):
     """Compare variants of a train job."""
 
     kind: Literal["compare"]
-    name: str
+    name: Name
     """Of the comparison: its directory in ``storage``."""
     base: TrainJob
     """The train job that every variant begins from: in the file a path, seen from the file's folder, or a job."""
@@ -50,13 +50,6 @@ class CompareJob(Section):
     """How often a run that was lost begins again from its checkpoint."""
     storage: Text = "runs"
     """Folder or bucket of all runs, searches and comparisons."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, value: str) -> str:
-        if not NAME_PATTERN.fullmatch(value):
-            raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
-        return value
 
     @field_validator("variants")
     @classmethod

@@ -1,16 +1,16 @@
 """The jobs: a train job and its sections, and the rules between sections."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from vaegen_ray.config.base import (
     Count,
     Flag,
     Fraction,
     Images,
+    Name,
     PositiveFloat,
     PositiveImages,
     ProperFraction,
@@ -263,14 +263,11 @@ class Change(Section):
     """Dotted path to its new number."""
 
 
-NAME_PATTERN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}")
-
-
 class TrainJob(Section):
     """Train one model."""
 
     kind: Literal["train"]
-    name: str
+    name: Name
     """Of the run: its directory in ``storage``."""
     seed: Seed = 0
     data: Data
@@ -286,13 +283,6 @@ class TrainJob(Section):
     watchdog: Watchdog = Watchdog()
     changes: tuple[Change, ...] = ()
     """In the order of their points."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, value: str) -> str:
-        if not NAME_PATTERN.fullmatch(value):
-            raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
-        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -117,6 +117,7 @@ class LinearKl(Section):
     kind: Literal["linear"]
     start_images: Images = 0
     warmup_images: PositiveImages
+    """Length of the line."""
 
 
 class CyclicalKl(Section):
@@ -124,6 +125,7 @@ class CyclicalKl(Section):
 
     kind: Literal["cyclical"]
     cycle_images: PositiveImages
+    """Length of a cycle; they go on to the end of the run."""
     ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.5
     """Part of a cycle that climbs; the rest holds the full weight."""
 
@@ -148,6 +150,7 @@ class CapacityPenalty(Section):
     nats: PositiveFloat
     """Capacity at the end of the growth."""
     growth_images: PositiveImages
+    """Images until then; it grows in a straight line."""
 
 
 class Kl(Section):
@@ -179,6 +182,7 @@ class AdaptiveBalance(Section):
     kind: Literal["adaptive"]
     weight: Weight
     max_ratio: PositiveFloat = 1e4
+    """Largest ratio of the two norms; `weight` times it is the clamp of lambda."""
 
 
 class GradientShareBalance(Section):
@@ -188,6 +192,7 @@ class GradientShareBalance(Section):
     share: ProperFraction
     """|lambda b| / (|a| + |lambda b|), with a the reconstruction's and b the adversarial gradient at the images."""
     max_weight: PositiveFloat = 1e4
+    """The clamp of lambda."""
 
 
 class EquilibriumBalance(Section):
@@ -198,6 +203,7 @@ class EquilibriumBalance(Section):
     equilibrium: PositiveFloat = 0.68
     """Cross-entropy of the discriminator, in nats, at which both sides learn."""
     margin: PositiveFloat = 0.35
+    """In nats, up and down: a side waits while a cost of the discriminator lies beyond it."""
 
 
 Balance = Annotated[
@@ -220,6 +226,7 @@ class Lecam(Section):
     """Pulls the discriminator's answers towards their moving averages (Tseng et al. 2021)."""
 
     weight: PositiveFloat
+    """Beside the discriminator's loss, whose weight is 1."""
     decay: ProperFraction = 0.99
     """Of the moving averages, a step."""
 
@@ -228,6 +235,7 @@ class FeatureMatching(Section):
     """L1 distance between the discriminator's features of an image and of its reconstruction."""
 
     weight: PositiveFloat
+    """Of the mean over layers, in L; it acts from `start_images` and rises with the ramp."""
 
 
 class Adversarial(Section):
@@ -263,6 +271,7 @@ class ConvolutionalDiscriminator(Network):
 
     kind: Literal["convolutional"] = "convolutional"
     spectral_norm: Flag = False
+    """Of every weight (Miyato et al. 2018)."""
 
     def num_features(self, image_size: int) -> int:
         """How many feature maps it has."""

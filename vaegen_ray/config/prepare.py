@@ -2,10 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from vaegen_ray.config.base import Count, Flag, Fraction, ProperFraction, Section, Text
-from vaegen_ray.config.job import NAME_PATTERN
+from vaegen_ray.config.base import Count, Flag, Fraction, Name, ProperFraction, Section, Text
 
 DEFAULT_HELD_OUT_FRACTION = 0.05
 DEFAULT_ROWS_PER_SHARD, LARGEST_IN_FULL_SHARDS = 10_000, 256
@@ -132,7 +131,7 @@ class PrepareJob(Section):
     """Make a dataset in the project's format."""
 
     kind: Literal["prepare"]
-    name: str
+    name: Name
     """Of the dataset."""
     source: Source
     image: ImageFormat
@@ -154,13 +153,6 @@ class PrepareJob(Section):
     rows_per_shard: Count | None = None
     """Images of the source that share a Parquet file, or two where they are of both splits; when absent 10,000,
     and fewer of images larger than 256 pixels. Not for tar shards, which stay as they are."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, value: str) -> str:
-        if not NAME_PATTERN.fullmatch(value):
-            raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
-        return value
 
     @model_validator(mode="after")
     def _has_one_split(self) -> Self:

@@ -216,7 +216,7 @@ def _gan(adversarial: Adversarial) -> Iterator[str]:
     if balance.kind == "adaptive" or balance.kind == "gradient_share":
         yield (
             f"objective.adversarial.balance.kind: '{balance.kind}' balances against a reconstruction, "
-            "which a gan has not; use 'fixed' or 'equilibrium'"
+            "which a gan does not have; use 'fixed' or 'equilibrium'"
         )
     elif balance.weight == 0:
         yield "objective.adversarial.balance.weight: must be above 0, got 0; a gan's generator learns from nothing else"

@@ -7,8 +7,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaegen_ray.config.base import Count, Images, PositiveFloat, PositiveImages, ProperFraction, Section, Seed, Text
-from vaegen_ray.config.job import NAME_PATTERN, TrainJob
+from vaegen_ray.config.base import (
+    Count,
+    Images,
+    Name,
+    PositiveFloat,
+    PositiveImages,
+    ProperFraction,
+    Section,
+    Seed,
+    Text,
+)
+from vaegen_ray.config.job import TrainJob
 
 
 def _plain(value: Any) -> Any:
@@ -250,7 +260,7 @@ class SearchJob(Section):
     """Search the settings of a train job."""
 
     kind: Literal["search"]
-    name: str
+    name: Name
     """Of the search: its directory in ``storage``."""
     base: TrainJob
     """The train job that every trial begins from: in the file a path, seen from the file's folder, or a job."""
@@ -278,13 +288,6 @@ class SearchJob(Section):
     """Of the sampler."""
     storage: Text = "runs"
     """Folder or bucket of all runs and searches."""
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, value: str) -> str:
-        if not NAME_PATTERN.fullmatch(value):
-            raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
-        return value
 
     @field_validator("objectives")
     @classmethod

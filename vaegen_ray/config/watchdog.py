@@ -45,10 +45,10 @@ class Rule(Section):
 
 
 class DeadDiscriminator(Rule):
-    """The discriminator says the same of real and of generated images."""
+    """The discriminator says the same of real and of fake images."""
 
     smallest_logit_gap: PositiveFloat = 0.005
-    """Between the mean logits of real and of generated images."""
+    """Between the mean logits of real and of fake images."""
 
 
 class DeadGenerator(Rule):
@@ -74,7 +74,7 @@ class DivergingLogits(Rule):
     """The discriminator's answers grow without bound."""
 
     largest_logit: PositiveFloat = 100.0
-    """Of the means of real and of generated images, either sign."""
+    """Of the means of real and of fake images, either sign."""
 
 
 class FallingDiversity(Rule):

@@ -7,7 +7,8 @@ from torch import Tensor
 def random_crop(images_BCHW: Tensor, pixels: int, draws_B2: Tensor) -> Tensor:
     """Shift each image by up to ``pixels`` down and right or up and left; at the edge it is continued by its mirror.
 
-    That is a crop at random of the image padded on all sides. ``draws_B2`` are uniform numbers.
+    That is a crop at random of the image padded on all sides. ``draws_B2`` are uniform in [0, 1); ``pixels`` is less
+    than the image's side.
     """
     shifts_B2 = (draws_B2 * (2 * pixels + 1)).long() - pixels
     rows_BH = _mirrored(shifts_B2[:, 0], images_BCHW.shape[2])
@@ -18,7 +19,7 @@ def random_crop(images_BCHW: Tensor, pixels: int, draws_B2: Tensor) -> Tensor:
 
 
 def horizontal_flip(images_BCHW: Tensor, draws_B: Tensor) -> Tensor:
-    """Mirror the images whose draw is true, left to right."""
+    """Mirror the images whose draw, a boolean, is true, left to right."""
     return torch.where(draws_B[:, None, None, None], images_BCHW.flip(-1), images_BCHW)
 
 

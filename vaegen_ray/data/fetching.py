@@ -77,7 +77,7 @@ def fetch_shard(source: Location, shard: Shard, folder: Path) -> Path:
 def _copy(location: Location, path: Path) -> tuple[int, str]:
     """Bring the file to ``path`` if it is not local; return its bytes and SHA-256."""
     try:
-        sha256 = _sha256(path) if location.is_local else location.download(path)
+        sha256 = sha256_of(path) if location.is_local else location.download(path)
     except OSError as error:
         if location.exists():
             if isinstance(error, StorageError):
@@ -89,7 +89,8 @@ def _copy(location: Location, path: Path) -> tuple[int, str]:
     return path.stat().st_size, sha256
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file on this machine, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

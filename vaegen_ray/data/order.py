@@ -221,7 +221,7 @@ def _feistel(values: Indices, keys: Indices, num_bits: int) -> Indices:
 
 
 def _mix(values: Indices) -> Indices:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014): every bit in depends on every bit out."""
+    """The finalizer of SplitMix64 (Steele, Lea & Flood 2014): every bit out depends on every bit in."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

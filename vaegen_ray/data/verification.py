@@ -1,6 +1,5 @@
 """Is a dataset what its ``dataset.json`` says? Every shard against its checksum, every image decoded."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vaegen_ray.data.dataset import Dataset
+from vaegen_ray.data.fetching import sha256_of
 from vaegen_ray.data.format import METADATA_FILE, REJECTED_FILE, Metadata, Shard, shard_schema
 from vaegen_ray.data.pixels import decode_pixels
 from vaegen_ray.data.tasks import UNFINISHED
@@ -54,7 +54,7 @@ def _problems_of_shard(
     with tempfile.TemporaryDirectory(prefix="vaegen-verify-") as folder:
         path = location.local_path if location.is_local else Path(folder) / shard.file
         try:
-            sha256 = _sha256(path) if location.is_local else location.download(path)
+            sha256 = sha256_of(path) if location.is_local else location.download(path)
         except StoreUnavailableError:
             raise  # Says nothing of the shard.
         except OSError as error:
@@ -123,8 +123,3 @@ def _problems_of_rejected(folder: Location, names: set[str], expected: int) -> I
         return
     if found != expected:
         yield f"{REJECTED_FILE}: must have {expected} rows like {METADATA_FILE} says, got {found}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

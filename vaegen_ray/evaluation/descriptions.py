@@ -13,14 +13,13 @@ from vaegen_ray.evaluation.frechet import RunningSums, frechet_distance
 from vaegen_ray.evaluation.kernel_distance import kernel_distance
 from vaegen_ray.evaluation.manifolds import coverage
 from vaegen_ray.evaluation.real_statistics import FeatureStatistics, RealStatistics
+from vaegen_ray.evaluation.scores import MOST_FEATURES_KEPT
 from vaegen_ray.evaluation.shares import Share
 from vaegen_ray.evaluation.sliced_wasserstein import PatchPositions, laplacian_pyramid, sliced_wasserstein_distance
 from vaegen_ray.randomness import derived_seed
 
 IMAGES_PER_FEATURE_BATCH = 64
 """The first layers of Inception hold 20 MB an image."""
-MOST_FEATURES_KEPT = 10_000
-"""Of a set, for what needs the features themselves: KID, precision and recall, density and coverage. FID takes all."""
 
 ImagesOf = Callable[[Tensor], Tensor]
 """Indices to images, of shape (B, C, H, W)."""

@@ -52,6 +52,8 @@ GROUPS = {
 
 OF_FEATURES = ("_fid", "_kid", "_precision", "_recall", "_density", "_coverage")
 OF_KEPT_FEATURES = OF_FEATURES[1:]
+MOST_FEATURES_KEPT = 10_000
+"""Of a set, for what needs the features themselves: KID, precision and recall, density and coverage. FID takes all."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,6 @@ class Compared:
     samples: int
     is_own: bool = True
     """Whether they are those that the run's training compares at its end."""
-    kept_features: int = 10_000
-    """Of each set, at most, for what needs more of features than mean and covariance."""
 
     def condition(self, name: str, job: TrainJob) -> str:
         """The set, the number of images, the feature network and the resize of the score ``name``."""
@@ -77,8 +77,8 @@ class Compared:
             sentence = real
         if name.endswith("_swd") and self.samples != self.real:
             sentence += f", {min(self.samples, self.real):,} of each"
-        if name.endswith(OF_KEPT_FEATURES) and max(self.samples, self.real) > self.kept_features:
-            sentence += f", at most {self.kept_features:,} of each"
+        if name.endswith(OF_KEPT_FEATURES) and max(self.samples, self.real) > MOST_FEATURES_KEPT:
+            sentence += f", at most {MOST_FEATURES_KEPT:,} of each"
         pixels = f"{job.model.image_size} pixels"
         if features is not None and (name.endswith(OF_FEATURES) or name == "memorised_fraction"):
             return f"{sentence}; {features.network}, {RESIZES[features.network].sentence} from {pixels}"

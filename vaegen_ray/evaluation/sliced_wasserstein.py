@@ -8,8 +8,6 @@ level: that is what blur is. And a fixed total of patches is shared out over the
 memory do not grow with their number.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +25,7 @@ BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 def laplacian_pyramid(images_BCHW: Tensor) -> list[Tensor]:
-    """Finest level first; each is what halving loses, the last is the image at 16 pixels."""
+    """Of images in [-1, 1], finest level first; each is what halving loses, the last is the image at 16 pixels."""
     levels = []
     while images_BCHW.shape[-1] > COARSEST_PIXELS:
         halved = _blurred(images_BCHW)[:, :, ::2, ::2]
@@ -101,4 +99,4 @@ def _doubled(images_BCHW: Tensor) -> Tensor:
     height, width = images_BCHW.shape[-2:]
     spread = images_BCHW.new_zeros(*images_BCHW.shape[:2], 2 * height, 2 * width)
     spread[:, :, ::2, ::2] = images_BCHW
-    return _blurred(spread) * math.prod((2, 2))
+    return _blurred(spread) * 4

@@ -70,7 +70,10 @@ def cross_entropies(real_B: Tensor, fake_F: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feature_matching_loss(real_features: list[Tensor], fake_features: list[Tensor]) -> Tensor:
-    """Mean over layers of the mean absolute difference (Wang et al. 2018, eq. 4); a scalar, in float32."""
+    """Mean over layers of the mean absolute difference; a scalar, in float32.
+
+    Wang et al. 2018, eq. 4, sum over layers: here the weight means the same for any depth.
+    """
     distances = [
         (fake.float() - real.float()).abs().mean() for real, fake in zip(real_features, fake_features, strict=True)
     ]

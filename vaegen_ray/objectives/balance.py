@@ -35,6 +35,7 @@ def last_layer_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of the decoder's last 3x3 convolution, from those at its output, by name: no backward pass.
 
+    Features (B, K, H, W), weight (C, K, 3, 3) and gradients (B, C, H, W) give (C, K, 3, 3) each, summed over images.
     All in one convolution, so that the features, the largest tensor of the network, are read once.
     """
     gradients = torch.cat([gradient.float() for gradient in image_gradients_BCHW.values()], 1)

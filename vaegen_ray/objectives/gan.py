@@ -38,7 +38,7 @@ class Gan(nn.Module):
     def groups(self, phase: PhaseName) -> dict[str, list[nn.Parameter]]:
         """The decoder in one phase, the discriminator in the other."""
         if phase == "generator":
-            return {"decoder": list(self.generator.parameters())}
+            return self.generator.groups()
         return {"discriminator": list(self.discriminator.parameters())}
 
     def generator_backward(self, batch: Batch) -> None:

@@ -32,7 +32,7 @@ class Lecam(nn.Module):
 
     @torch.no_grad()
     def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Follow the mean logits of the global batch; not finite ones are ignored."""
+        """Follow the mean logits of the global batch; values that are not finite are ignored."""
         news = torch.stack([real_mean, fake_mean])
         finite = news.isfinite().all()
         decay = self.settings.decay

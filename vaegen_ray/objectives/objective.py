@@ -97,7 +97,7 @@ def backward_in_portions(
 ) -> Decision:
     """Run ``backward`` on every portion, with what ``decide`` makes of the ``statistics`` of the global batch.
 
-    Returns that, too.
+    Returns what was decided.
 
     Balances, floors and optimal scales are decided by all images together (``is_decided_by_all``). With one portion
     that costs nothing; with several, a first pass without a graph gathers the statistics, so that accumulation gives

@@ -25,7 +25,7 @@ from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory, trial_name
 from vaegen_ray.search.forks import fork_of, num_beginnings
 from vaegen_ray.storage import Location
-from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.tracking.json_lines import evaluations, read_metrics
 from vaegen_ray.training.lineage import begin_from, has_checkpoint, newest_checkpoint
 from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.run import RunResult, run_training
@@ -34,8 +34,6 @@ STOP_POLL_S = {True: 2.0, False: 10.0}
 """Where the search's directory is local, and where it is in an object store, which counts requests."""
 KEPT_FOR_COPIES = 3
 """Checkpoints of a trial of a population."""
-EVALUATION_MARK = "sample_swd"
-"""A score that every evaluation gives and no other line of metrics has."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def _train_in_legs(job: TrainJob, session: TuneSession, copied_at: int) -> RunRe
 def _scores_at(run: RunDirectory, position: int) -> dict[str, float]:
     """Of the evaluation at ``position``; empty where it was not recorded."""
     lines = read_metrics(run) if run.metrics.exists() else []
-    found = [line for line in lines if line["position"] == position and EVALUATION_MARK in line]
+    found = [line for line in evaluations(lines) if line["position"] == position]
     return _scores_of_line(found[-1]) if found else {}
 
 
@@ -241,9 +239,9 @@ def _train_on_workers(job: TrainJob, places: SearchDirectory) -> RunResult:
     def look() -> None:
         if places.stop_request.exists() and not run.stop_request.exists():
             run.stop_request.write_text("15")
-        for line in read_metrics(run) if run.metrics.exists() else []:
+        for line in evaluations(read_metrics(run) if run.metrics.exists() else []):
             position = int(line["position"])
-            if EVALUATION_MARK in line and reported[0] < position < job.training.final_position:
+            if reported[0] < position < job.training.final_position:
                 reported[0] = position
                 ray.tune.report(report_of(position, _scores_of_line(line)))
 

@@ -14,7 +14,7 @@ from vaegen_ray.report.blocks import Block, chart, facts, note, pictures, source
 from vaegen_ray.report.curves import curve
 from vaegen_ray.report.run import newest_samples
 from vaegen_ray.runs.records import read_starts
-from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.tracking.json_lines import evaluations, read_metrics
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#dc2626")
 
@@ -89,7 +89,7 @@ def _curves(comparison: Comparison) -> list[Block]:
         traces = []
         for index, name in enumerate(comparison.runs):
             for place, seed in enumerate(comparison.job.seeds):
-                evaluated = [line for line in lines.get((name, seed), []) if "sample_swd" in line and metric in line]
+                evaluated = [line for line in evaluations(lines.get((name, seed), [])) if metric in line]
                 if evaluated:
                     color = COLORS[index % len(COLORS)]
                     drawn = curve(evaluated, metric, mode="lines+markers", line={"color": color}, legendgroup=name)

@@ -6,7 +6,7 @@ from typing import Any
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.metrics import evaluated_metrics
 from vaegen_ray.report.blocks import Block, chart
-from vaegen_ray.tracking.json_lines import Line, finite_points
+from vaegen_ray.tracking.json_lines import Line, evaluations, finite_points
 
 MOST_POINTS = 600
 """Of a curve; of longer ones every n-th line is drawn."""
@@ -40,9 +40,7 @@ def loss_charts(job: TrainJob, lines: Sequence[Line]) -> list[Block]:
     known = [name for names in GROUPS.values() for name in names]
     found = {name for line in lines for name in line}
     rest = sorted(
-        name
-        for name in found - set(known) - scores - set(SHORT_OF_EVERYTHING)
-        if not name.startswith("watchdog_") and not name.startswith("evaluated")
+        name for name in found - set(known) - scores - set(SHORT_OF_EVERYTHING) if not name.startswith("watchdog_")
     )
     blocks = []
     for title, names in {**GROUPS, "Other metrics": tuple(rest)}.items():
@@ -55,7 +53,7 @@ def loss_charts(job: TrainJob, lines: Sequence[Line]) -> list[Block]:
 
 def score_charts(job: TrainJob, lines: Sequence[Line]) -> list[Block]:
     """A small chart for each score of the evaluations; nothing where there was one evaluation."""
-    evaluated = [line for line in lines if "sample_swd" in line]
+    evaluated = evaluations(lines)
     if len(evaluated) < 2:
         return []
     return [

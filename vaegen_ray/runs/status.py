@@ -16,9 +16,9 @@ JOB_FILES = {"job.json": "train", "search.json": "search", "compare.json": "comp
 
 DAMAGED = "damaged"
 
-
 OVER = "over"
-"""An empty file in the directory of a search or a comparison of which all has ended; drivers end by a request, too."""
+"""An empty file in the directory of a search or a comparison of which all has ended; without it, a driver that ended
+was asked to, and the rest is still to be done."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RunStatus:
     kind: str
     """`train`, `search`, `compare`, `prepare`, or empty while the driver has not begun."""
     state: str
-    """complete, running, stopped, failed, lost, or unfinished: it was begun, and nobody is at it."""
+    """complete, running, stopped, failed, lost, damaged, or unfinished: it was begun, and nobody is at it."""
     position: int | None = None
     total_images: int | None = None
     images_per_s: float | None = None

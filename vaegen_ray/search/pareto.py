@@ -94,10 +94,10 @@ def _area(ordered: Costs, limit: NDArray[np.float64]) -> float:
 
 
 def knee(costs: Costs) -> int | None:
-    """Index of the front's member that lies farthest below the plane through the front's extremes.
+    """Index of the front's member with the least sum of costs, each scaled to the front's range; None without trials.
 
-    Costs are scaled to the front's range; the point of diminishing returns (Das 1999). None without trials; of a
-    front of one or two members the one with the least scaled sum.
+    With two objectives it is the one farthest below the line through the front's ends, the point of diminishing
+    returns (Das 1999).
     """
     members = front(costs)
     if not members:

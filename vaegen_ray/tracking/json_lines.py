@@ -122,6 +122,11 @@ def read_metrics(run: RunDirectory) -> list[Line]:
     return lines
 
 
+def evaluations(lines: Iterable[Line]) -> list[Line]:
+    """The lines that hold an evaluation's scores: every evaluation measures this distance, and nothing else does."""
+    return [line for line in lines if "sample_swd" in line]
+
+
 def finite_points(lines: Iterable[Line], name: str) -> list[tuple[int, float]]:
     """Position and value of the metric ``name`` in the lines that have a finite one."""
     found = [(line["position"], line.get(name)) for line in lines]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vaegen_ray.config.job import Best
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import CheckpointError
-from vaegen_ray.tracking.json_lines import read_metrics
+from vaegen_ray.tracking.json_lines import evaluations, read_metrics
 from vaegen_ray.training.collectives import from_rank_0
 
 SCORES = "scores.json"
@@ -58,7 +58,7 @@ class BestEvaluation:
         first = kept_at if kept_at <= position else 1
         at = {line["position"]: line for line in read_metrics(self._run) if first <= line["position"] <= position}
         lines = [line for line_position, line in at.items() if line_position not in pending]
-        return [self._cost(line) for line in lines if "sample_swd" in line and self._settings.metric in line]
+        return [self._cost(line) for line in evaluations(lines) if self._settings.metric in line]
 
 
 def best_position(run: RunDirectory) -> int | None:

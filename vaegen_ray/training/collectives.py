@@ -1,4 +1,4 @@
-"""What ranks tell each other. With one rank every function returns its argument."""
+"""What ranks tell each other; a run of one rank needs no process group."""
 
 from collections.abc import Callable
 from typing import TypeVar, cast

@@ -32,9 +32,8 @@ def train(
 ) -> Ending:
     """Train until ``end`` images were used, or until somebody asks to stop.
 
-    ``batches`` begins at ``state.position`` and gives this rank's uint8 images of each step. Every step, each
-    phase in turn computes and applies the gradients of its own parameters; the generator's images are made
-    once and shared. Whatever happened, the state is saved before the loop ends in peace.
+    ``batches`` begins at ``state.position`` and gives this rank's uint8 images of each step. Unless it raises, the
+    state is saved before it returns.
     """
     guard = FiniteGuard(session.device)
     vote = StopVote()
@@ -43,18 +42,28 @@ def train(
             vote.close()
             recorder.checkpoint(state, guard)
             return Ending.STOPPED
-        batch = make_batch(job, session, state.position, recorder.next_images(batches))
-        factor = learning_rate_factor(job.optimizer.schedule, state.position, job.training.total_images)
-        for phase in state.phases:
-            phase.update(batch, learning_rate_factor=factor, guard=guard)
-        state.position += job.training.images_per_step
-        decay = ema_decay(job.training.ema.half_life_images, state.position, job.training.images_per_step)
-        state.ema.follow(state.objective.generator, decay)
+        batch = take_step(job, session, state, recorder.next_images(batches), guard)
         recorder.after_step(state, batch, guard)
     vote.close()
     if state.position < job.training.total_images:
         recorder.checkpoint(state, guard)
     return Ending.COMPLETE
+
+
+def take_step(job: TrainJob, session: Session, state: TrainState, images: Tensor, guard: FiniteGuard) -> Batch:
+    """Train on this rank's uint8 ``images`` of the step that begins at ``state.position``, which moves on.
+
+    Each phase in turn computes and applies the gradients of its own parameters; the generator's images are made once
+    and shared. Returns what was computed, with the step's metrics.
+    """
+    batch = make_batch(job, session, state.position, images)
+    factor = learning_rate_factor(job.optimizer.schedule, state.position, job.training.total_images)
+    for phase in state.phases:
+        phase.update(batch, learning_rate_factor=factor, guard=guard)
+    state.position += job.training.images_per_step
+    decay = ema_decay(job.training.ema.half_life_images, state.position, job.training.images_per_step)
+    state.ema.follow(state.objective.generator, decay)
+    return batch
 
 
 def make_batch(job: TrainJob, session: Session, position: int, images: Tensor) -> Batch:

@@ -11,7 +11,7 @@ from vaegen_ray.data.placement import Images, training_images
 from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.models.arithmetic import use_exact_arithmetic
 from vaegen_ray.training.guard import FiniteGuard
-from vaegen_ray.training.loop import make_batch
+from vaegen_ray.training.loop import take_step
 from vaegen_ray.training.precision import compile_networks
 from vaegen_ray.training.session import Session
 from vaegen_ray.training.state import TrainState
@@ -32,18 +32,14 @@ def images_per_second(job: TrainJob, session: Session) -> float:
 def _images_per_second(job: TrainJob, session: Session, images: Images) -> float:
     state, guard = TrainState(job, session.device), FiniteGuard(session.device)
     guard.looks_at_every_step = False  # A job that diverges is measured, too: its run will say so.
-    position = _everything_switched_on(job)
+    state.position = _everything_switched_on(job)
     compile_networks(state.objective, job, session.device)
     steps, begun_s = 0, time.perf_counter()
     with ImageBatches(
-        images, seed=job.seed, images_per_step=job.training.images_per_step, position=position
+        images, seed=job.seed, images_per_step=job.training.images_per_step, position=state.position
     ) as batches:
         while steps < WARM_UP_STEPS + LEAST_STEPS or time.perf_counter() - begun_s < LEAST_S:
-            batch = make_batch(job, session, position, next(batches))
-            for phase in state.phases:
-                phase.update(batch, learning_rate_factor=1.0, guard=guard)
-            state.ema.follow(state.objective.generator, 1.0)
-            position += job.training.images_per_step
+            take_step(job, session, state, next(batches), guard)
             steps += 1
             if steps == WARM_UP_STEPS:
                 _wait(session.device)

@@ -115,7 +115,7 @@ class Watchdog:
         return _Reading(
             gap < least,
             {"logit_gap": gap, "threshold": least},
-            f"the discriminator says the same of real and generated images (logits {gap:.3g} apart, below {least:g})",
+            f"the discriminator says the same of real and fake images (logits {gap:.3g} apart, below {least:g})",
         )
 
     def _dead_generator(self, rule: rules.DeadGenerator, position: int, metrics: Metrics) -> _Reading | None:
