@@ -9,7 +9,7 @@ from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.on_ray.searcher import OptunaSearcher
 from vaegen_ray.on_ray.simulation import Events, World, simulate
 from vaegen_ray.on_ray.study import SearchStudy, open_study, reconcile
-from vaegen_ray.on_ray.trial_scheduler import Starts, make_scheduler
+from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import TrialLog
 
@@ -72,7 +72,7 @@ class Driver:
         return simulate(
             self.job,
             self.searcher,
-            make_scheduler(self.job, self.log),
+            LogScheduler(self.job, self.log),
             world or World(evaluate),
             Path(self.job.storage) / "tune",
             max_concurrent=self.max_concurrent,

@@ -6,9 +6,10 @@ command goes on after any kill.
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import ray
 from vaegen_ray.compare.directory import CompareDirectory, Outcome, runs_of
 from vaegen_ray.config.compare import CompareJob
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.run_directory import RunDirectory, check_kind, job_differences
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import (
@@ -30,11 +31,13 @@ from vaegen_ray.errors import (
     VaegenError,
 )
 from vaegen_ray.on_ray.cluster import cluster
+from vaegen_ray.on_ray.on_node import enter, train_job_from
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
-from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL, stop_on_signal
+from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL
+from vaegen_ray.on_ray.stop_requests import is_asked_to_stop, stop_on_signal
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.on_ray.trial import TuneSession
-from vaegen_ray.runs.lease import Lease, locked
+from vaegen_ray.runs.lease import sole_writer
 from vaegen_ray.runs.status import OVER
 from vaegen_ray.storage import Location
 from vaegen_ray.training.incidents import CollapsedError
@@ -71,7 +74,7 @@ def run_comparison(job: CompareJob, on_progress: Callable[[Progress], None] = la
     """
     directory = CompareDirectory.of(job)
     with ExitStack() as stack:
-        stack.enter_context(_sole_driver(directory))
+        stack.enter_context(sole_writer(directory.root, directory.lock, directory.lease, LOCK_TIMEOUT_S, IS_DRIVEN))
         check_is_of(job)
         ended = _ended(job, directory)
         waiting = [run for run in runs_of(job) if run not in ended]
@@ -113,7 +116,7 @@ def _drive(
     running: dict[Any, Run] = {}
     lost: list[str] = []
     while True:
-        is_stopping = _is_asked_to_stop(directory)
+        is_stopping = is_asked_to_stop(directory.stop_request)
         while waiting and not is_stopping and len(running) < (job.max_concurrent or len(jobs)):
             run = waiting.pop(0)
             running[_begin(job, directory, jobs[run], needs[run])] = run
@@ -149,10 +152,8 @@ def _begin(job: CompareJob, directory: CompareDirectory, train_job: TrainJob, ne
 
 def run_one(train_job: str, comparison: str, working_directory: str, command: list[str]) -> Outcome | None:
     """Train a run to its end; None where it was asked to stop before. Raises what another attempt may not meet."""
-    if os.path.isdir(working_directory):
-        os.chdir(working_directory)  # The job's paths begin where the command was given.
-    job = job_of(json.loads(train_job), "job")
-    assert isinstance(job, TrainJob)
+    enter(working_directory)
+    job = train_job_from(train_job)
     try:
         return _trained(job, CompareDirectory(Location.of(comparison)), command)
     except (StorageError, TransientError, LeaseLostError):
@@ -175,7 +176,7 @@ def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> 
 
         def look() -> None:
             if directory.stop_request.exists() and not run.stop_request.exists():
-                run.stop_request.write_text("15")
+                run.stop_request.write_text(str(int(signal.SIGTERM)))
 
         result = train_on_ray(job, command=command, meanwhile=look, evaluates_beside=False)
     else:
@@ -248,10 +249,8 @@ def _images(job: CompareJob, directory: CompareDirectory) -> dict[str, int]:
 
 
 def _measured_rate(train_job: str, working_directory: str) -> float:
-    if os.path.isdir(working_directory):
-        os.chdir(working_directory)
-    job = job_of(json.loads(train_job), "job")
-    assert isinstance(job, TrainJob)
+    enter(working_directory)
+    job = train_job_from(train_job)
     session = TuneSession(None, job, None)
     try:
         return images_per_second(job, session)
@@ -262,20 +261,3 @@ def _measured_rate(train_job: str, working_directory: str) -> float:
 def _ended(job: CompareJob, directory: CompareDirectory) -> dict[Run, Outcome]:
     outcomes = {run: directory.outcome(*run) for run in runs_of(job)}
     return {run: outcome for run, outcome in outcomes.items() if outcome is not None}
-
-
-def _is_asked_to_stop(directory: CompareDirectory) -> bool:
-    try:
-        return directory.stop_request.exists()
-    except StorageError:
-        return False  # Object stores recover; the next look sees it.
-
-
-@contextmanager
-def _sole_driver(directory: CompareDirectory) -> Iterator[None]:
-    """Keep a second process from driving the same comparison: by a lock on a local disk, by a lease everywhere."""
-    with ExitStack() as stack:
-        stack.enter_context(locked(directory.root, directory.lock, directory.lease, LOCK_TIMEOUT_S, IS_DRIVEN))
-        lease = Lease(directory.lease)
-        stack.callback(lease.release)
-        yield

@@ -12,6 +12,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import TrainingError, VaegenError
 from vaegen_ray.evaluation.finished_run import Request, evaluate_run
 from vaegen_ray.on_ray.cluster import cluster
+from vaegen_ray.on_ray.on_node import enter
 from vaegen_ray.on_ray.preflight import check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.supervision import raised_by_workers
 from vaegen_ray.storage import Location
@@ -54,8 +55,7 @@ def evaluate_on_ray(run: RunDirectory, request: Request, workers: int) -> Any:
 
 
 def _evaluate_worker(config: dict[str, Any]) -> Any:
-    if os.path.isdir(config["directory"]):
-        os.chdir(config["directory"])
+    enter(config["directory"])
     context = ray.train.get_context()
     return evaluate_run(
         RunDirectory(Location.of(config["run"])),

@@ -1,6 +1,5 @@
 """The evaluator of a run on Ray: an actor with resources of its own, off the training path."""
 
-import json
 import logging
 import os
 import threading
@@ -12,11 +11,12 @@ import ray
 import torch
 
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.plain_parquet import open_dataset
 from vaegen_ray.errors import StorageError
+from vaegen_ray.on_ray.on_node import enter, train_job_from
 from vaegen_ray.on_ray.preflight import WorkerNeeds, node_resources
 from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.training.beside import CLOSED, STATE, measure_published
@@ -26,12 +26,10 @@ logger = logging.getLogger(__name__)
 RESTARTS, MOST_CANCEL_S = 3, 30.0
 
 
-def _measure(job_tree: str, directory: str, gpus: float) -> None:
+def _measure(job_text: str, working_directory: str, gpus: float) -> None:
     """Measure what the run publishes, until the task is cancelled with its run."""
-    job = job_of(json.loads(job_tree), "job")
-    assert isinstance(job, TrainJob)
-    if os.path.isdir(directory):
-        os.chdir(directory)  # The job's paths begin where the command was given.
+    job = train_job_from(job_text)
+    enter(working_directory)
     device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
     keep_to_share(device, gpus)
     dataset = open_dataset(job.data, job.model)

@@ -23,7 +23,7 @@ from vaegen_ray.on_ray.samplers import distributions
 from vaegen_ray.on_ray.searcher import OptunaSearcher
 from vaegen_ray.on_ray.simulation import Events, World, simulate
 from vaegen_ray.on_ray.study import open_study
-from vaegen_ray.on_ray.trial_scheduler import Starts, make_scheduler
+from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.leaderboard import leaderboard
 from vaegen_ray.search.log import TrialLog
@@ -114,7 +114,7 @@ def ours(scheduler: Scheduler | None = None, sampler: Sampler | None = None) -> 
             log.close()
 
         return Assembled(
-            searcher, make_scheduler(job, log), (Starts(log),), lambda: leaderboard(job, log.trials).front, close
+            searcher, LogScheduler(job, log), (Starts(log),), lambda: leaderboard(job, log.trials).front, close
         )
 
     return assemble

@@ -11,7 +11,7 @@ from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.on_ray.searcher import OptunaSearcher
 from vaegen_ray.on_ray.simulation import Events, World, simulate
 from vaegen_ray.on_ray.study import open_study, reconcile
-from vaegen_ray.on_ray.trial_scheduler import Starts, make_scheduler
+from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts
 from vaegen_ray.search.directory import SearchDirectory
 from vaegen_ray.search.log import TrialLog
 
@@ -72,7 +72,7 @@ def measure_search(trials: int, concurrent: int, directory: Path, on_part: Calla
     events = simulate(
         job,
         searcher,
-        make_scheduler(job, log),
+        LogScheduler(job, log),
         World(_evaluate, rung_s=lambda settings: 40.0 + float(settings["model.latent_dim"])),
         directory / "tune",
         max_concurrent=concurrent,
@@ -93,7 +93,7 @@ def _restore_cpu_s(job: SearchJob) -> float:
     log = TrialLog(directory)
     study = open_study(job, directory)
     reconcile(log, study)
-    make_scheduler(job, log)
+    LogScheduler(job, log)
     study.close()
     log.close()
     return time.process_time() - began

@@ -6,11 +6,10 @@ interrupted search goes on by beginning again: unfinished trials first, each fro
 
 import logging
 import os
-import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +23,7 @@ from vaegen_ray.config.run_directory import RunDirectory, check_kind
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.settings import flat
 from vaegen_ray.config.space import point_settings, trial_job
-from vaegen_ray.errors import ClusterError, JobError, StorageError
+from vaegen_ray.errors import ClusterError, JobError
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.population import PopulationScheduler
 from vaegen_ray.on_ray.preflight import (
@@ -37,11 +36,11 @@ from vaegen_ray.on_ray.preflight import (
 )
 from vaegen_ray.on_ray.searcher import SECONDS_BETWEEN_LOOKS, OptunaSearcher
 from vaegen_ray.on_ray.sole_search import sole_search_of_the_cluster
+from vaegen_ray.on_ray.stop_requests import in_thread, is_asked_to_stop, stop_on_signal
 from vaegen_ray.on_ray.study import open_database, open_study, reconcile
-from vaegen_ray.on_ray.train import in_thread
 from vaegen_ray.on_ray.trial import run_trial
 from vaegen_ray.on_ray.trial_scheduler import LogScheduler, Starts, starting_together
-from vaegen_ray.runs.lease import Fence, Lease, locked
+from vaegen_ray.runs.lease import Fence, sole_writer
 from vaegen_ray.runs.status import OVER
 from vaegen_ray.search.directory import TIME_BUDGET, SearchDirectory, trial_name
 from vaegen_ray.search.forks import Fork, fork_of, num_beginnings
@@ -95,7 +94,9 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
     """
     directory = SearchDirectory.of(job)
     with ExitStack() as stack:
-        fence = stack.enter_context(_sole_writer(directory))
+        fence = stack.enter_context(
+            sole_writer(directory.root, directory.lock, directory.lease, LOCK_TIMEOUT_S, IS_SEARCHED)
+        )
         if is_over(job, trials := check_is_of(job)):
             (directory.root / OVER).write_text("")
             return trials
@@ -133,7 +134,7 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
 
         def look() -> None:
             elapsed_s = time.monotonic() - begun_s
-            is_stopping = _is_asked_to_stop(directory)
+            is_stopping = is_asked_to_stop(directory.stop_request)
             if job.time_budget_s is not None and elapsed_s > job.time_budget_s and not is_stopping:
                 directory.stop_request.write_text(TIME_BUDGET)
             if is_stopping:
@@ -146,13 +147,6 @@ def run_search(job: SearchJob, on_progress: OnProgress = lambda _: None) -> Tria
         if is_over(job, log.trials):
             (directory.root / OVER).write_text("")
         return log.trials
-
-
-def _is_asked_to_stop(directory: SearchDirectory) -> bool:
-    try:
-        return directory.stop_request.exists()
-    except StorageError:
-        return False  # Object stores recover; the next look sees it.
 
 
 # ---------------------------------------------------------------------------- before
@@ -249,32 +243,6 @@ def concurrent_trials(job: SearchJob, needs: WorkerNeeds) -> int:
             f"from each other, got {job.trials}; lower it, raise max_concurrent, or ask for less in base.resources"
         )
     return at_once
-
-
-@contextmanager
-def _sole_writer(directory: SearchDirectory) -> Iterator[Fence]:
-    """Keep a second process from driving the same search: by a lock on a local disk, by a lease everywhere."""
-    with ExitStack() as stack:
-        stack.enter_context(locked(directory.root, directory.lock, directory.lease, LOCK_TIMEOUT_S, IS_SEARCHED))
-        lease = Lease(directory.lease)
-        stack.callback(lease.release)
-        yield lease.fence
-
-
-@contextmanager
-def stop_on_signal(stop_request: Location) -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into a request to stop; a second Ctrl-C leaves at once."""
-
-    def request(number: int, _frame: object) -> None:
-        stop_request.write_text(str(number))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------- the search itself

@@ -1,10 +1,7 @@
 """A train job on Ray Train: the same loop in every worker, which our supervisor begins again."""
 
-import json
 import os
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,15 +11,17 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vaegen_ray.config.job import TrainJob
-from vaegen_ray.config.loading import dump_job, job_of
+from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.places import relative_places
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.errors import ClusterError, StorageError, TrainingError, VaegenError
 from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.evaluator import evaluator, evaluator_needs
 from vaegen_ray.on_ray.metrics import RayMetrics
+from vaegen_ray.on_ray.on_node import enter, train_job_from
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.session import RaySession, keep_to_share
+from vaegen_ray.on_ray.stop_requests import in_thread, stop_on_signal
 from vaegen_ray.on_ray.supervision import Supervisor
 from vaegen_ray.runs.attempts import LOGS, LogArchive, rank_log
 from vaegen_ray.runs.lease import Fence, Lease
@@ -60,7 +59,7 @@ def train_on_ray(
         run.claim(job)
         check_storage_is_shared(run.root)
         run.stop_request.remove()
-        stack.enter_context(_stop_on_signal(run))
+        stack.enter_context(stop_on_signal(run.stop_request))
         stack.enter_context(_progress(run, on_report))
         beside = evaluator_needs(job, needs) if evaluates_beside else None
         if beside is not None:
@@ -113,11 +112,8 @@ def _train_worker(config: dict[str, Any]) -> Any:
 
     Of several it is raised: Ray Train then ends the others, which would wait for one that has met it alone.
     """
-    job = job_of(json.loads(config["job"]), "job")
-    assert isinstance(job, TrainJob)
-    if os.path.isdir(config["directory"]):
-        os.chdir(config["directory"])  # Ray has moved the worker elsewhere; the job's paths begin at the driver.
-    elif relative := relative_places(job):
+    job = train_job_from(config["job"])
+    if not enter(config["directory"]) and (relative := relative_places(job)):
         return ClusterError(
             f"{' and '.join(relative)}: must be absolute or s3:// here, because a node has no {config['directory']}, "
             "the directory in which the command was given"
@@ -175,49 +171,6 @@ def _outcome(result: Any) -> RunResult:
         raise TrainingError("Ray Train ended without a result; see its logs under the run's directory `ray`")
     assert isinstance(value, RunResult)
     return value
-
-
-def in_thread(action: Callable[[], Any], meanwhile: Callable[[], None] = lambda: None) -> Any:
-    """Run ``action`` in a thread, because the main thread has signals to handle; re-raise what it raises."""
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            outcome.append(action())
-        except BaseException as error:  # noqa: BLE001 (handed to the main thread as it is)
-            failure.append(error)
-
-    thread = threading.Thread(target=body, name="ray-train", daemon=True)
-    thread.start()
-    next_look_s = 0.0
-    while thread.is_alive():
-        thread.join(0.2)
-        if time.monotonic() >= next_look_s:
-            meanwhile()
-            next_look_s = time.monotonic() + PROGRESS_POLL_S
-    if failure:
-        raise failure[0]
-    return outcome[0]
-
-
-@contextmanager
-def _stop_on_signal(run: RunDirectory) -> Iterator[None]:
-    """Hand SIGTERM and Ctrl-C on to the workers, by a file that rank 0 watches."""
-
-    def request(number: int, _frame: object) -> None:
-        run.stop_request.write_text(str(number))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What a trial's process does: an ordinary run in the search's directory, which tells Tune its scores."""
 
 import gc
-import os
 import random
+import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.search import SearchJob, Settings
 from vaegen_ray.config.space import trial_job
 from vaegen_ray.errors import LeaseLostError, StorageError, TransientError, VaegenError
+from vaegen_ray.on_ray.on_node import enter
 from vaegen_ray.on_ray.reports import report_of
 from vaegen_ray.on_ray.session import keep_to_share
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
@@ -59,14 +60,15 @@ def job_of_trial(search: SearchJob, config: Mapping[str, Any]) -> TrainJob:
     )
 
 
-def run_trial(search: SearchJob, directory: str, fence: Fence | None, config: Mapping[str, Any]) -> dict[str, Any]:
+def run_trial(
+    search: SearchJob, working_directory: str, fence: Fence | None, config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Train a trial to its end, and return its last report.
 
     What another attempt would meet again is a report of a failure; what it may not, such as a store that does not
     answer, is raised, and Tune begins another attempt, which resumes.
     """
-    if os.path.isdir(directory):
-        os.chdir(directory)  # The job's paths begin where the command was given.
+    enter(working_directory)
     try:
         job = job_of_trial(search, config)
         result = _train(search, job, fence, config)
@@ -238,7 +240,7 @@ def _train_on_workers(job: TrainJob, places: SearchDirectory) -> RunResult:
 
     def look() -> None:
         if places.stop_request.exists() and not run.stop_request.exists():
-            run.stop_request.write_text("15")
+            run.stop_request.write_text(str(int(signal.SIGTERM)))
         for line in evaluations(read_metrics(run) if run.metrics.exists() else []):
             position = int(line["position"])
             if reported[0] < position < job.training.final_position:

@@ -88,8 +88,3 @@ def _reason(trial: TuneTrial) -> str:
     if not lines:
         return "its process was lost"
     return lines[-1] if "Traceback (most recent call last)" in newest else lines[0]
-
-
-def make_scheduler(job: SearchJob, log: TrialLog) -> TrialScheduler:
-    """The Tune scheduler of the job; a population's copying is the caller's."""
-    return LogScheduler(job, log)

@@ -158,6 +158,22 @@ class Lease:
 
 
 @contextmanager
+def sole_writer(
+    root: Location, lock: Location, lease: Location, timeout_s: float, refusal: str, *, above: int = 0
+) -> Iterator[Fence]:
+    """Keep a second process from writing ``root``: on a local disk as :func:`locked`, everywhere by a new lease.
+
+    The lease's number is higher than ``above``.
+    """
+    with locked(root, lock, lease, timeout_s, refusal):
+        held = Lease(lease, above=above)
+        try:
+            yield held.fence
+        finally:
+            held.release()
+
+
+@contextmanager
 def locked(root: Location, lock: Location, lease: Location, timeout_s: float, refusal: str) -> Iterator[None]:
     """Keep a second process of this machine from writing the local ``root``; nothing for one in an object store.
 
