@@ -23,6 +23,10 @@ class StorageError(VaegenError, OSError):
     """A location cannot be read or written."""
 
 
+class CacheFullError(StorageError):
+    """The cache of a node has no room for an entry, even without all that nobody uses."""
+
+
 class StoreUnavailableError(StorageError, TransientError):
     """An object store did not answer, or failed, for longer than our patience; later it may."""
 
@@ -37,6 +41,10 @@ class TrainingError(VaegenError, RuntimeError):
 
 class DivergedError(TrainingError):
     """A loss, a gradient, an image or a score is not finite."""
+
+
+class CollapsedError(TrainingError):
+    """The watchdog has stopped the run."""
 
 
 class WorkersLostError(TrainingError, TransientError):

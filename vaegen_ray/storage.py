@@ -132,6 +132,12 @@ class Location:
         return Location(self.url.rsplit("/", 1)[0] or "/")
 
     @property
+    def bucket(self) -> "Location":
+        """Of an object store the bucket, of a local path the root."""
+        scheme, separator, rest = self.url.rpartition("://")
+        return Location(f"{scheme}{separator}{rest.partition('/')[0]}" if separator else "/")
+
+    @property
     def is_local(self) -> bool:
         """Whether the location is a path on this machine."""
         return "://" not in self.url

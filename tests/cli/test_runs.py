@@ -65,6 +65,13 @@ def test_list_of_a_file_is_refused(verb: Verbs, tmp_path: Path) -> None:
     assert f"{tmp_path}/file: must be a folder of runs, is a file" in verb("list", tmp_path / "file", code=2)
 
 
+def test_list_of_a_bucket_that_is_not_there_is_refused(verb: Verbs, s3_bucket: str) -> None:
+    """A mistyped name had no runs."""
+    assert "no runs in" in verb("list", f"{s3_bucket}/runs")
+    refused = verb("list", f"{s3_bucket}-mistyped/runs", code=2)
+    assert f"must be in a bucket that is there, got {s3_bucket}-mistyped; correct it, or create the bucket" in refused
+
+
 def test_list_says_why_a_run_is_damaged(verb: Verbs, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "job.json").write_text("[]")

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from tests.data.samples import prepare_job, random_pixels, write_images
-from vaegen_ray.data.cache import Lease, NodeCache, NoRoomError
+from vaegen_ray.data.cache import CacheLease, NodeCache
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.prepare import prepare
-from vaegen_ray.errors import StorageError
+from vaegen_ray.errors import CacheFullError, StorageError
 
 FILL = (
     "import sys\nfrom vaegen_ray.data.dataset import Dataset\n"
@@ -29,7 +29,7 @@ FILL = (
 )
 
 
-def keep(cache: NodeCache, name: str, num_bytes: int = 1000) -> Lease:
+def keep(cache: NodeCache, name: str, num_bytes: int = 1000) -> CacheLease:
     """An entry of so many bytes."""
 
     def make(file: Path) -> None:
@@ -66,7 +66,8 @@ def test_entry_in_use_stays_and_is_named_as_the_reason(tmp_path: Path) -> None:
     lease = keep(cache, "a/used")
     keep(cache, "a/idle").close()
     with pytest.raises(
-        NoRoomError, match=r"must have room for 0.0 MB .* of data.cache_bytes 2000 beside what is in use; raise data.ca"
+        CacheFullError,
+        match=r"must have room for 0.0 MB .* of data.cache_bytes 2000 beside what is in use; raise data",
     ):
         keep(cache, "b/large", num_bytes=1500)
     keep(cache, "b/small").close()
@@ -95,7 +96,7 @@ def test_request_that_can_never_fit_costs_no_entry(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, limit_bytes=3000)
     lease = keep(cache, "a/used")
     keep(cache, "a/idle").close()
-    with pytest.raises(NoRoomError, match=r"got 0\.0 MB of data.cache_bytes 3000"):
+    with pytest.raises(CacheFullError, match=r"got 0\.0 MB of data.cache_bytes 3000"):
         keep(cache, "b/large", num_bytes=2500)
     assert names(cache) == ["a/idle", "a/used"]
     lease.close()
@@ -104,7 +105,7 @@ def test_request_that_can_never_fit_costs_no_entry(tmp_path: Path) -> None:
 def test_cache_without_a_limit_leaves_a_reserve_of_the_disk(tmp_path: Path) -> None:
     disk = shutil.disk_usage(tmp_path)
     reserved_bytes = min(disk.total // 20, 10**10)
-    with pytest.raises(NoRoomError, match=rf"{reserved_bytes / 1e6:,.1f} MB that stay free; set data.cache_bytes"):
+    with pytest.raises(CacheFullError, match=rf"{reserved_bytes / 1e6:,.1f} MB that stay free; set data.cache_bytes"):
         keep(NodeCache(tmp_path), "a/1", num_bytes=disk.free - reserved_bytes // 2)
 
 
@@ -115,7 +116,7 @@ def test_images_of_a_living_process_stay_until_it_is_killed(made: Path, tmp_path
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         cache = NodeCache(tmp_path / "cache", limit_bytes=40_000)
-        with pytest.raises(NoRoomError):
+        with pytest.raises(CacheFullError):
             keep(cache, "b/large", num_bytes=30_000)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -127,7 +128,7 @@ def test_mapped_images_hold_their_entry_and_let_it_go_with_the_last_view(made: P
     cache = NodeCache(tmp_path / "cache", limit_bytes=40_000)
     view = Dataset.open(str(made)).decoded("train", cache)[5:6]
     gc.collect()
-    with pytest.raises(NoRoomError):
+    with pytest.raises(CacheFullError):
         keep(cache, "b/large", num_bytes=30_000)
     assert np.array_equal(view[0], random_pixels(5))
     del view
@@ -157,7 +158,7 @@ def test_processes_that_start_together_fill_the_cache_once(made: Path, cache: Pa
 def test_processes_that_looked_at_the_same_time_do_not_wait_for_the_lease_of_the_one_that_made(tmp_path: Path) -> None:
     """Two ranks did: one held the entry that it had made, and waited in a collective for the other."""
     have_looked = threading.Barrier(2)
-    leases: list[Lease] = []
+    leases: list[CacheLease] = []
 
     def enter() -> None:
         first = True
@@ -249,7 +250,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_disk_without_room_is_refused_and_left_clean_until_there_is_some(made: Path, tiny_disk: Path) -> None:
     (tiny_disk / "other").write_bytes(bytes(50_000))
-    with pytest.raises(NoRoomError, match=r"must have room for 0.0 MB of images, got 0.0 MB beside what is in use"):
+    with pytest.raises(CacheFullError, match=r"must have room for 0.0 MB of images, got 0.0 MB beside what is in use"):
         Dataset.open(str(made)).decoded("train", str(tiny_disk / "cache"))
     assert names(NodeCache(tiny_disk / "cache")) == []
     (tiny_disk / "other").unlink()
@@ -275,7 +276,7 @@ def test_disk_that_turns_out_full_is_no_room(reason: int, tmp_path: Path) -> Non
     def make(_: Path) -> None:
         raise OSError(reason, os.strerror(reason))
 
-    with pytest.raises(NoRoomError, match=r"cannot keep images there: .*; free space, or set data.cache"):
+    with pytest.raises(CacheFullError, match=r"cannot keep images there: .*; free space, or set data.cache"):
         NodeCache(tmp_path).entry("a/1", num_bytes=10, is_whole=Path.exists, make=make)
     assert names(NodeCache(tmp_path)) == []
 

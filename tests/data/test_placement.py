@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.data.samples import image_bytes, prepare_job, random_pixels
 from vaegen_ray.config.data import Data
 from vaegen_ray.data.batches import ImageBatches
-from vaegen_ray.data.cache import NodeCache, NoRoomError
+from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.order import WindowedOrder
 from vaegen_ray.data.placement import (
@@ -27,7 +27,7 @@ from vaegen_ray.data.placement import (
     training_images,
 )
 from vaegen_ray.data.prepare import prepare
-from vaegen_ray.errors import DataError, StorageError
+from vaegen_ray.errors import CacheFullError, DataError, StorageError
 
 CPU = torch.device("cpu")
 EXPECTED = np.stack([random_pixels(number) for number in range(40)])
@@ -89,9 +89,9 @@ def test_images_too_large_for_the_disk_when_decoded_are_streamed_by_auto_only(ma
     assert encoded_bytes != 40 * IMAGE_BYTES
     # Noise does not compress: here it is the encoded form that is too large.
     small = {"cache_bytes": min(encoded_bytes, 40 * IMAGE_BYTES) - 1}
-    with pytest.raises(NoRoomError, match=r"or set data.shuffle_window_images, which keeps a part of the images on a "):
+    with pytest.raises(CacheFullError, match=r"or set data.shuffle_window_images, which keeps a part of the images"):
         placed(data_of(made, cache, **small))
-    with pytest.raises(NoRoomError, match=r"or use data.placement: stream"):
+    with pytest.raises(CacheFullError, match=r"or use data.placement: stream"):
         placed(data_of(made, cache, placement="host", **small))
     assert files(cache) == []
     assert isinstance(placed(data_of(made, cache, cache_bytes=room["cache_bytes"] + 200)), HostImages)
@@ -220,7 +220,7 @@ def test_windows_may_have_more_shards_than_the_soft_limit_of_open_files(made: Pa
 def test_window_larger_than_the_disk_is_refused_with_the_remedy(made: Path, cache: Path) -> None:
     data = data_of(made, cache, shuffle_window_images=40, cache_bytes=20_000)
     remedies = r"raise data.cache_bytes, .*; or lower data.shuffle_window_images, .* rows_per_shard: this shard has 9"
-    with pytest.raises(NoRoomError, match=remedies):
+    with pytest.raises(CacheFullError, match=remedies):
         batches_of(placed(data))
 
 

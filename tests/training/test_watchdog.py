@@ -12,11 +12,11 @@ from tests.models.test_kl_autoencoder import model_of, published
 from tests.training.jobs import KL_AUTOENCODER, NETWORK, job_with, run_job
 from vaegen_ray.config.job import Best, TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
-from vaegen_ray.errors import JobError
+from vaegen_ray.errors import CollapsedError, JobError
 from vaegen_ray.runs.records import read_incidents
 from vaegen_ray.storage import Location
 from vaegen_ray.tracking.json_lines import read_metrics
-from vaegen_ray.training.incidents import CollapsedError, record_warning, roll_back
+from vaegen_ray.training.incidents import record_warning, roll_back
 from vaegen_ray.training.local_session import local_session
 from vaegen_ray.training.run import RunResult, run_training
 from vaegen_ray.training.watchdog import Incident, Watchdog, incidents_in, watchdog_after

@@ -48,6 +48,10 @@ def list_command(
     if place.is_local and place.local_path.is_file():
         raise JobError(f"{place}: must be a folder of runs, is a file; `vaegen status` wants the directory of one run")
     statuses = list_runs(place)
+    if not statuses and not place.bucket.exists():
+        raise JobError(
+            f"{place}: must be in a bucket that is there, got {place.bucket}; correct it, or create the bucket"
+        )
     table = Table("name", "kind", "state", "images", "images/s", "attempts", "last word", title=str(place))
     for status in statuses:
         table.add_row(*_cells(status))

@@ -23,7 +23,7 @@ ACTIVITIES = ("training_s", "input_s", "evaluation_s", "checkpoint_s")
 
 
 @dataclass(frozen=True)
-class RunResult:
+class VariantRun:
     """One run of a comparison, ended or not."""
 
     seed: int
@@ -71,7 +71,7 @@ class Comparison:
 
     job: CompareJob
     directory: CompareDirectory
-    runs: dict[str, tuple[RunResult, ...]]
+    runs: dict[str, tuple[VariantRun, ...]]
     """By variant, in the order of seeds."""
 
     @property
@@ -207,13 +207,13 @@ def read_comparison(directory: CompareDirectory) -> Comparison:
     return Comparison(job, directory, runs)
 
 
-def _read_run(directory: CompareDirectory, variant: str, seed: int) -> RunResult:
+def _read_run(directory: CompareDirectory, variant: str, seed: int) -> VariantRun:
     run, outcome = directory.run(variant, seed), directory.outcome(variant, seed)
     if not run.job_file.exists():
-        return RunResult(seed, outcome, 0)
+        return VariantRun(seed, outcome, 0)
     lines = read_metrics(run)
     record = read_record(run) if run.is_complete() else {}
-    return RunResult(
+    return VariantRun(
         seed,
         outcome,
         int(lines[-1]["position"]) if lines else 0,
@@ -244,7 +244,7 @@ def collapses(run: RunDirectory, lines: Sequence[Mapping[str, Any]]) -> list[Inc
     ]
 
 
-def _story(run: RunResult) -> dict[str, Any]:
+def _story(run: VariantRun) -> dict[str, Any]:
     outcome = run.outcome
     return {
         "ending": outcome.ending if outcome is not None else "unfinished",

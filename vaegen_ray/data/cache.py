@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaegen_ray.config.data import Data
-from vaegen_ray.errors import StorageError
+from vaegen_ray.errors import CacheFullError, StorageError
 
 CACHE_VARIABLE = "VAEGEN_CACHE"
 DEFAULT_CACHE = "~/.cache/vaegen_ray"
@@ -32,11 +32,7 @@ RESERVED_FRACTION, MOST_RESERVED_BYTES = 0.05, 10**10
 """Of the disk, stays free where the cache has no limit: others write there too, and the shards on their way."""
 
 
-class NoRoomError(StorageError):
-    """The cache has no room for an entry, even without all that nobody uses."""
-
-
-class Lease:
+class CacheLease:
     """A shared lock on an entry: the entry stays as long as this object, or what was given to :meth:`cover`."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -74,7 +70,7 @@ class NodeCache:
 
     def entry(
         self, name: str, *, num_bytes: int, is_whole: Callable[[Path], bool], make: Callable[[Path], None]
-    ) -> Lease:
+    ) -> CacheLease:
         """Return the entry ``name``, for example ``<fingerprint>/train.npy``, after making it where need be.
 
         ``make`` gets a file of ``num_bytes``, the room that is kept for it, in a folder of its own, and leaves the
@@ -98,7 +94,7 @@ class NodeCache:
         except BaseException:
             os.close(lock)
             raise
-        return Lease(path, lock)
+        return CacheLease(path, lock)
 
     def _make(self, path: Path, num_bytes: int, make: Callable[[Path], None]) -> None:
         workspace = Path(f"{path}{WORKSPACE}")
@@ -132,7 +128,7 @@ class NodeCache:
                     unused.append(entry)
                     room_bytes += entry.num_bytes
             if num_bytes > room_bytes:
-                raise NoRoomError(
+                raise CacheFullError(
                     f"{self.folder}: must have room for {num_bytes / 1e6:,.1f} MB of images, got "
                     f"{max(0, room_bytes) / 1e6:,.1f} MB {rule} data.cache_bytes, or "
                     f"set data.cache or ${CACHE_VARIABLE} to a local folder with more space"
@@ -222,7 +218,7 @@ def _as_storage_errors(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # Quotas show only when they are reached.
-        raise (NoRoomError if is_full else StorageError)(
+        raise (CacheFullError if is_full else StorageError)(
             f"{folder}: cannot keep images there: {error}; free space, or set data.cache or ${CACHE_VARIABLE} to a "
             "local folder that can be written"
         ) from error

@@ -7,7 +7,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from vaegen_ray.data.cache import Lease, NodeCache
+from vaegen_ray.data.cache import CacheLease, NodeCache
 from vaegen_ray.data.format import JOB_FILE, METADATA_FILE, Metadata, Shard, Split
 from vaegen_ray.data.node_files import decoded_images, encoded_images
 from vaegen_ray.data.pixels import Pixels
@@ -24,11 +24,11 @@ class Dataset:
 
     location: Location
     metadata: Metadata
-    lease: Lease | None = None
+    lease: CacheLease | None = None
     """Of a dataset that is itself in the node cache."""
 
     @classmethod
-    def open(cls, source: str, lease: Lease | None = None, key: str = "data.source") -> Self:
+    def open(cls, source: str, lease: CacheLease | None = None, key: str = "data.source") -> Self:
         """Read the description of the dataset at a local path, at ``s3://bucket/prefix``, or ``shipped:NAME``.
 
         ``key`` is what the user knows ``source`` by; errors name it.

@@ -11,12 +11,12 @@ import pyarrow as pa
 import torch
 
 from vaegen_ray.config.data import Data
-from vaegen_ray.data.cache import NodeCache, NoRoomError
+from vaegen_ray.data.cache import NodeCache
 from vaegen_ray.data.dataset import Dataset
 from vaegen_ray.data.node_files import Decoder
 from vaegen_ray.data.order import FullOrder, Indices, Order, Window, WindowedOrder
 from vaegen_ray.data.pixels import Pixels
-from vaegen_ray.errors import JobError, StorageError
+from vaegen_ray.errors import CacheFullError, JobError, StorageError
 
 PARALLEL_SHARDS = 2
 """Fetched at a time, ahead of need."""
@@ -211,14 +211,14 @@ class WindowedImages:
     def _stored(self, shard: int) -> pa.ChunkedArray:
         try:
             return self._begin(shard).result()
-        except NoRoomError:
+        except CacheFullError:
             # There was none while the window before was in use, or beside what came of the next window.
             assert self._window is not None
             self._give_up({shard} | (self._open.keys() - self._window.shards))
         try:
             return self._begin(shard).result()
-        except NoRoomError as error:
-            raise NoRoomError(
+        except CacheFullError as error:
+            raise CacheFullError(
                 f"{error}; or lower data.shuffle_window_images, which changes the order, or prepare the dataset with a "
                 f"lower rows_per_shard: this shard has {self._shards[shard].rows} images"
             ) from error
@@ -250,17 +250,17 @@ def training_images(dataset: Dataset, data: Data, device: torch.device) -> Image
     if data.placement != "stream":
         try:
             decoded = dataset.decoded("train", NodeCache.of(data), data.max_images)
-        except NoRoomError as error:
+        except CacheFullError as error:
             if data.placement != "auto":
-                raise NoRoomError(f"{error}; or use data.placement: stream") from error
+                raise CacheFullError(f"{error}; or use data.placement: stream") from error
         else:
             if _belongs_on(device, data, decoded.nbytes):
                 return DeviceImages(decoded, device)
             return HostImages(decoded, pin_memory=pin_memory)
     try:
         return StreamedImages(dataset, data, pin_memory=pin_memory)
-    except NoRoomError as error:
-        raise NoRoomError(
+    except CacheFullError as error:
+        raise CacheFullError(
             f"{error}; or set data.shuffle_window_images, which keeps a part of the images on a node, in another order"
         ) from error
 

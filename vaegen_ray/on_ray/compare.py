@@ -22,6 +22,7 @@ from vaegen_ray.config.loading import dump_job
 from vaegen_ray.config.run_directory import RunDirectory, check_kind, job_differences
 from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import (
+    CollapsedError,
     DivergedError,
     JobError,
     LeaseLostError,
@@ -40,7 +41,6 @@ from vaegen_ray.on_ray.trial import TuneSession
 from vaegen_ray.runs.lease import sole_writer
 from vaegen_ray.runs.status import OVER
 from vaegen_ray.storage import Location
-from vaegen_ray.training.incidents import CollapsedError
 from vaegen_ray.training.loop import Ending
 from vaegen_ray.training.rate import images_per_second
 from vaegen_ray.training.run import check_inputs, finished_result, run_training

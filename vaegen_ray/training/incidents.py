@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from vaegen_ray.config.job import TrainJob
 from vaegen_ray.config.run_directory import RunDirectory
 from vaegen_ray.config.settings import flat
-from vaegen_ray.errors import TrainingError
+from vaegen_ray.errors import CollapsedError
 from vaegen_ray.runs.records import Entry, read_incidents
 from vaegen_ray.training.best import forget_best_after
 from vaegen_ray.training.collectives import is_rank_0
@@ -18,10 +18,6 @@ from vaegen_ray.training.lineage import has_checkpoint
 from vaegen_ray.training.watchdog import Incident, rollback_factors
 
 logger = logging.getLogger(__name__)
-
-
-class CollapsedError(TrainingError):
-    """The watchdog has stopped the run."""
 
 
 class RollBack(Exception):  # noqa: N818 (no error: the run goes on)
