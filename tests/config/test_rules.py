@@ -71,8 +71,8 @@ BROKEN: dict[tuple[str, ...], str] = {
         "objective.adversarial.feature_matching: has no effect without reconstructions; remove it"
     ),
     ("gan", "objective.adversarial.balance={kind: gradient_share, share: 0.5}"): (
-        "objective.adversarial.balance.kind: 'gradient_share' balances against a reconstruction, which a gan has not; "
-        "use 'fixed' or 'equilibrium'"
+        "objective.adversarial.balance.kind: 'gradient_share' balances against a reconstruction, which a gan does "
+        "not have; use 'fixed' or 'equilibrium'"
     ),
     ("gan", "objective.adversarial.balance={kind: fixed, weight: 0}"): (
         "objective.adversarial.balance.weight: must be above 0, got 0; a gan's generator learns from nothing else"

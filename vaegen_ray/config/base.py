@@ -1,7 +1,8 @@
 """The base of every section of a job, and the value types that sections share."""
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -70,3 +71,15 @@ def _is_a_folder_name(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_is_a_folder_name)]
 """Of a folder, on a disk or in an object store."""
+
+
+class Goal(Section):
+    """A metric, and which way is better."""
+
+    metric: Text
+    """A score of `vaegen evaluate`, such as `sample_fid` or `reconstruction_psnr`."""
+    goal: Literal["minimize", "maximize"]
+
+    def cost(self, scores: Mapping[str, float]) -> float:
+        """The metric, turned so that less is better."""
+        return scores[self.metric] if self.goal == "minimize" else -scores[self.metric]

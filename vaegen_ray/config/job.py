@@ -9,6 +9,7 @@ from vaegen_ray.config.base import (
     Count,
     Flag,
     Fraction,
+    Goal,
     Images,
     Name,
     PositiveFloat,
@@ -137,12 +138,9 @@ class Features(Section):
     """File of `inception_v3_fid` (npz or safetensors; local or s3://), by default ``$VAEGEN_FID_WEIGHTS``."""
 
 
-class Best(Section):
-    """Which evaluation was the best: its model is kept in the run's folder `best`."""
+class Best(Goal):
+    """By what an evaluation is the best of the run: its model is kept in the run's folder `best`."""
 
-    metric: Text
-    """A score of the evaluations, such as `sample_fid`."""
-    goal: Literal["minimize", "maximize"]
     patience_evaluations: Count | None = None
     """The run ends after so many evaluations in a row that were no better; by default it goes on to its end."""
 

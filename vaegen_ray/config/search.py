@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vaegen_ray.config.base import (
     Count,
+    Goal,
     Images,
     Name,
     PositiveFloat,
@@ -115,18 +116,6 @@ class Choice(Section):
 Axis = Annotated[Uniform | LogUniform | Integer | Choice, Field(discriminator="kind")]
 
 # ---------------------------------------------------------------------------- objectives
-
-
-class Goal(Section):
-    """One axis of the front: a metric and which way is better."""
-
-    metric: Text
-    """A score of `vaegen evaluate`, such as `sample_fid` or `reconstruction_psnr`."""
-    goal: Literal["minimize", "maximize"]
-
-    def cost(self, scores: Mapping[str, float]) -> float:
-        """The metric, turned so that less is better."""
-        return scores[self.metric] if self.goal == "minimize" else -scores[self.metric]
 
 
 class Constraint(Section):

@@ -54,15 +54,15 @@ def memorisation(
         latents = prior_latents(count, generator.latent_shape, derived_seed(job.seed, "memorisation")).to(device)
         # A few images at a time: a thousand of 1,024 pixels would take 12 GB.
         indices_B = torch.arange(count).split(images_per_batch(generator.image_size))
-        samples = [_features(network, decoded(generator, latents[at]).to(device)) for at in indices_B]
-        real = [_features(network, _images(held_out[at.numpy()], device)) for at in indices_B]
+        samples = [_features(network, generator.decoder(latents[at]).float().clamp(-1, 1)) for at in indices_B]
+        real = [_features(network, images_of_bytes(held_out[at.numpy()], device)) for at in indices_B]
         known = torch.cat(samples + real)
         nearest = torch.full((2 * count,), torch.inf, dtype=torch.float64, device=device)
         places = torch.zeros(2 * count, dtype=torch.long, device=device)
         everything = Share(len(train), share.rank, share.num_ranks, share.gather, share.total)
         for indices in everything.batches(job.model.image_size):
             indices = indices % len(train)
-            rows = _features(network, _images(train[indices.numpy()], device))
+            rows = _features(network, images_of_bytes(train[indices.numpy()], device))
             found, at = torch.cdist(known, rows).min(dim=1)
             closer = found < nearest
             nearest = torch.where(closer, found, nearest)
@@ -72,7 +72,7 @@ def memorisation(
     places = share.gather(places[None])[rank, torch.arange(2 * count, device=device)]
     threshold = torch.quantile(nearest[count:], QUANTILE)
     order = nearest[:count].argsort()[:SHOWN]
-    originals = _images(train[places[order].cpu().numpy()], device)
+    originals = images_of_bytes(train[places[order].cpu().numpy()], device)
     fraction = float((nearest[:count] < threshold).double().mean())
     return Memorisation(fraction, torch.cat([decoded(generator, latents[order]), originals.cpu()]))
 
@@ -88,7 +88,3 @@ class CoarsePixels(nn.Module):
 
 def _features(network: nn.Module, images_BCHW: Tensor) -> Tensor:
     return torch.cat([network(part) for part in images_BCHW.split(64)]).double()
-
-
-def _images(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    return images_of_bytes(pixels, device)

@@ -50,6 +50,8 @@ class Vae(nn.Module):
         )
         self.kl.record(batch, means["kl_Z"])
         self.likelihood.record(batch, means["error"], means["kl_Z"])
+        if "perceptual" in means:
+            batch.record("perceptual_loss", means["perceptual"])
         batch.record("generator_loss", self._loss(means, batch))
 
     def discriminator_backward(self, batch: Batch) -> None:
@@ -83,7 +85,6 @@ class Vae(nn.Module):
         loss = self.likelihood.nll(means["error"]) / self.likelihood.values_per_image
         loss = loss + self.kl.value(means["kl_Z"], batch.position)
         if "perceptual" in means and self.perceptual is not None:
-            batch.record("perceptual_loss", means["perceptual"])
             loss = loss + self.perceptual.weight * means["perceptual"]
         return loss
 

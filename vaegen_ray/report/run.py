@@ -80,7 +80,7 @@ def incidents(run: RunDirectory, job: TrainJob) -> Block:
         sentences.append(f"{entry['time']}: {entry['sentence']}; {did}")
     try:
         rejected = {kind: n for kind, n in Dataset.open(job.data.source).metadata.rejected.items() if n}
-    except (VaegenError, AttributeError):
+    except VaegenError:
         rejected = {}
     if rejected:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in rejected.items())

@@ -25,7 +25,7 @@ class BestEvaluation:
 
     def is_better(self, scores: Mapping[str, float]) -> bool:
         """Count in an evaluation: whether it is the best so far."""
-        return self._count(self._cost(scores))
+        return self._count(self._settings.cost(scores))
 
     def keep_scores(self, position: int, scores: Mapping[str, float]) -> None:
         """Of the best evaluation, once its model is kept, so that a kill loses no model. Rank 0 only."""
@@ -45,10 +45,6 @@ class BestEvaluation:
         self._worse += 1
         return False
 
-    def _cost(self, scores: Mapping[str, float]) -> float:
-        value = scores[self._settings.metric]
-        return value if self._settings.goal == "minimize" else -value
-
     def _read(self, position: int, pending: Sequence[int]) -> list[float]:
         """The costs from that of the best model on; none where none is kept, as after a rollback to before it."""
         kept_at = best_position(self._run)
@@ -58,7 +54,7 @@ class BestEvaluation:
         first = kept_at if kept_at <= position else 1
         at = {line["position"]: line for line in read_metrics(self._run) if first <= line["position"] <= position}
         lines = [line for line_position, line in at.items() if line_position not in pending]
-        return [self._cost(line) for line in evaluations(lines) if self._settings.metric in line]
+        return [self._settings.cost(line) for line in evaluations(lines) if self._settings.metric in line]
 
 
 def best_position(run: RunDirectory) -> int | None:
