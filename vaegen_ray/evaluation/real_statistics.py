@@ -81,9 +81,11 @@ class RealStatistics:
     def _read(self) -> dict[str, Tensor] | None:
         try:
             return load(self.file.read_bytes()) if self.file.exists() else None
-        except (SafetensorError, StorageError) as error:
+        except SafetensorError as error:
             logger.warning("%s: is damaged (%s); it is made again", self.file, error)
-            return None
+        except StorageError as error:
+            logger.warning("%s; the statistics of the real images are computed again", error)
+        return None
 
 
 def _network(features: Features) -> str:
