@@ -112,7 +112,7 @@ def test_step_of_several_workers_is_timed_as_one_of_them_takes_it(job: TrainJob)
     assert (timed.training.images_per_step, timed.portions(1)) == (job.training.images_per_step // 2, 1)
 
 
-def test_watchdog_of_what_the_reference_has_not_is_no_hindrance() -> None:
+def test_watchdog_of_what_the_reference_does_not_have_is_no_hindrance() -> None:
     rule = {"action": "roll_back", "multiply": {"objective.adversarial.balance.share": 0.5}}
     watched = job_with(OBJECTIVES["vae_gan"], model=KL_AUTOENCODER, watchdog={"dead_generator": rule})
     assert with_adaptive_balance(watched).objective.kind == "vae_gan"

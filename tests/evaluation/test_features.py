@@ -73,10 +73,14 @@ def test_check_features_with_what_is_no_npz_of_numbers_is_refused(tmp_path: Path
     """Each had ended in an exception of NumPy or zipfile."""
     np.savez(tmp_path / "cut.npz", weights=np.zeros(1000))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:500])
+    np.savez_compressed(tmp_path / "compressed.npz", weights=np.random.default_rng(0).integers(0, 9, 4000))
+    content = bytearray((tmp_path / "compressed.npz").read_bytes())
+    content[200:260] = b"\xff" * 60
+    (tmp_path / "compressed.npz").write_bytes(content)
     np.save(tmp_path / "alone.npy", np.zeros(3))
     (tmp_path / "alone.npy").rename(tmp_path / "alone.npz")
     np.savez(tmp_path / "text.npz", weights=np.array(["text"]))
-    for name in ("cut", "alone", "text"):
+    for name in ("cut", "compressed", "alone", "text"):
         with pytest.raises(DataError, match=rf"{name}.npz: must be an npz or safetensors file"):
             check_features(Features(network="inception_v3_fid", weights=str(tmp_path / f"{name}.npz")))
 

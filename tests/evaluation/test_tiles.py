@@ -96,7 +96,7 @@ def test_picture_of_one_position_is_refused_where_normalisation_leaves_nothing_o
     for name, size in (("small", (3, 5)), ("large", (3, 9))):
         Image.new("RGB", size, (10, 200, 90)).save(tmp_path / f"{name}.png")
     one, several = model_of(**{**F8, "norm_groups": 8}, image_size=16), model_of(**F8, image_size=16)
-    with pytest.raises(DataError, match=r"small\.png: must have more than 8 pixels a side for this .*, got 5 x 3"):
+    with pytest.raises(DataError, match=r"small\.png: must have a side of more than 8 pixels for this .*, got 5 x 3"):
         read_image_of_own_size(str(tmp_path / "small.png"), one)
     for model, name, height in ((one, "large", 9), (several, "small", 5)):
         picture = read_image_of_own_size(str(tmp_path / f"{name}.png"), model)

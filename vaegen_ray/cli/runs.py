@@ -15,7 +15,7 @@ from rich.table import Table
 from vaegen_ray.cli.console import wide_console
 from vaegen_ray.cli.places import NAME_HELP, Storage, find_run, storage_place
 from vaegen_ray.cli.submit import Address
-from vaegen_ray.errors import ClusterError, JobError
+from vaegen_ray.errors import ClusterError, JobError, StorageError
 from vaegen_ray.runs.attempts import (
     DRIVER_LOG,
     STOP,
@@ -48,7 +48,7 @@ def list_command(
     if place.is_local and place.local_path.is_file():
         raise JobError(f"{place}: must be a folder of runs, is a file; `vaegen status` wants the directory of one run")
     statuses = list_runs(place)
-    if not statuses and not place.bucket.exists():
+    if not statuses and not _has_bucket(place):
         raise JobError(
             f"{place}: must be in a bucket that is there, got {place.bucket}; correct it, or create the bucket"
         )
@@ -67,6 +67,14 @@ def list_command(
         for info in submissions(connect(address)):
             jobs.add_row(str(info.submission_id), str(info.status).lower(), str(info.metadata[RUN]))
         console.print(jobs)
+
+
+def _has_bucket(place: Location) -> bool:
+    """Also where nobody may look: some have rights to a prefix only."""
+    try:
+        return place.bucket.exists()
+    except StorageError:
+        return True
 
 
 def _cells(status: RunStatus) -> list[str]:

@@ -85,7 +85,10 @@ def _run(root: Location, console: Console) -> tuple[RenderableType, bool]:
         words.append(_heard(lines))
     curves = {name: [value for _, value in finite_points(lines, name)] for name in CURVES}
     panels = [_curve(name, values) for name, values in curves.items() if values]
-    incidents = [Text(f"{entry['action']}: {entry['sentence']}", style="yellow") for entry in read_incidents(run)[-4:]]
+    incidents = [
+        Text(f"{entry['action']}: {entry.get('sentence', entry['rule'])}", style="yellow")
+        for entry in read_incidents(run)[-4:]
+    ]
     bar = ProgressBar(total=total, completed=min(position, total), width=min(console.width, 80))
     return Group(Text(f"{job.name}: {job.objective.kind}", style="bold"), bar, Text(" | ".join(words)),
                  Columns(panels), *incidents), is_over  # fmt: skip

@@ -8,7 +8,10 @@ from vaegen_ray.errors import JobError
 
 Tree = dict[str, Any]
 
-SECTIONS_OF_A_RESOLVED_JOB = {"data", "model", "objective", "training", "evaluation", "tracking", "watchdog", "changes"}
+KEYS_OF_A_RESOLVED_JOB = {
+    "name", "seed", "storage", "data", "model", "objective", "optimizer", "training", "evaluation", "tracking",
+    "watchdog", "changes", "resources",
+}  # fmt: skip
 
 
 def with_settings(tree: Tree, settings: Mapping[str, Any]) -> Tree:
@@ -18,10 +21,11 @@ def with_settings(tree: Tree, settings: Mapping[str, Any]) -> Tree:
     are applied before all else, outer ones first, and the order of the settings does not matter for that.
     JobError where a path leads through a plain value, or a preset would lose to values that all stand there.
     """
-    if "objective.preset" in settings and tree.keys() >= SECTIONS_OF_A_RESOLVED_JOB:
+    preset = settings.get("objective.preset")
+    if preset is not None and "objective.kind" not in settings and tree.keys() >= KEYS_OF_A_RESOLVED_JOB:
         raise JobError(
-            f"objective.preset: has no effect on a job in which every key has its value, got "
-            f"{shown(settings['objective.preset'])}; give the section as a whole, `objective: {{preset: NAME, ...}}`"
+            f"objective.preset: has no effect on a job in which every key has its value, got {shown(preset)}; give the "
+            "section as a whole, `objective: {preset: NAME, ...}`"
         )
     for path, value in sorted(settings.items(), key=lambda setting: _rank_of_kind(setting[0].split("."))):
         tree = _replaced(tree, path.split("."), value, path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -29,7 +30,7 @@ def read_weights(file: Location) -> dict[str, Tensor]:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     # A damaged npz, an array alone, and arrays of text each fail in a way of their own.
-    except (SafetensorError, ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise DataError(
             f"{file}: must be an npz or safetensors file of arrays ({error}); convert a .pth file with "
             "safetensors.torch.save_file"

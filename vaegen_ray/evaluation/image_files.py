@@ -36,8 +36,8 @@ def read_image_of_own_size(file: str, model: KlAutoencoderModel) -> Tensor:
     height, width = pixels.shape[:2]
     if not model.can_normalise(height, width):
         raise DataError(
-            f"{file}: must have more than {model.down_factor} pixels a side for this model, whose normalisation leaves "
-            f"nothing of a latent code of one position, got {height} x {width}; enlarge it"
+            f"{file}: must have a side of more than {model.down_factor} pixels for this model, whose normalisation "
+            f"leaves nothing of a latent code of one position, got {height} x {width}; enlarge it"
         )
     return images_of_bytes(pixels[np.newaxis], torch.device("cpu"))
 

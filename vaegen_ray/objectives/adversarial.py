@@ -48,7 +48,7 @@ def generator_loss(loss: AdversarialLoss, real_B: Tensor | None, fake_F: Tensor)
 
 
 def accuracy(loss: AdversarialLoss, real_B: Tensor, fake_F: Tensor) -> Tensor:
-    """The part of real and of generated images, equally, that the discriminator tells right; a scalar in [0, 1].
+    """The part of real and of fake images, equally, that the discriminator tells right; a scalar in [0, 1].
 
     By the middle between what its loss asks of the two; `relativistic` asks of a real image only that its logit be
     above that of the generated one.

@@ -12,7 +12,7 @@ from vaegen_ray.config.loading import dump_job
 from vaegen_ray.evaluation.scores import UNITS
 from vaegen_ray.report.blocks import Block, chart, facts, note, pictures, source, table
 from vaegen_ray.report.curves import curve
-from vaegen_ray.report.run import newest_samples
+from vaegen_ray.report.run import newest_samples, start_rows
 from vaegen_ray.runs.records import read_starts
 from vaegen_ray.tracking.json_lines import evaluations, read_metrics
 
@@ -121,17 +121,8 @@ def _conditions(comparison: Comparison) -> dict[str, list[str]]:
 
 def _origin(comparison: Comparison) -> Block:
     job = comparison.job
-    rows: list[tuple[str, object]] = []
-    first = next((run for name in comparison.runs for run in [comparison.directory.run(name, job.seeds[0])]), None)
-    starts = read_starts(first) if first is not None else []
-    if starts:
-        start = starts[-1]
-        rows = [
-            ("command", " ".join(start["command"])),
-            ("device", f"{start['device']}, {start['cpu_cores']} CPU cores"),
-            ("revision", start["revision"] or "not in a git checkout"),
-            ("dataset", f"{start['dataset']['source']}, fingerprint {start['dataset']['fingerprint'][:16]}"),
-        ]
+    starts = read_starts(comparison.directory.run(next(iter(comparison.runs)), job.seeds[0]))
+    rows = start_rows(starts[-1]) if starts else []
     budget = job.budget
     text = f"{job.base.training.total_images:,} images a run, as the base job says"
     if budget is not None:

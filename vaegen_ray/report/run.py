@@ -67,17 +67,16 @@ def incidents(run: RunDirectory, job: TrainJob) -> Block:
     starts, problems = _records(read_starts, run)
     entries, more_problems = _records(read_incidents, run)
     sentences = [*problems, *more_problems]
-    sentences += [
-        f"{start['time']}: started again at {start['position']:,} images, on {start['num_ranks']} worker(s) of "
-        f"{start['device']}, after {before.get('stopped', LOST)['after']}"
-        for before, start in pairwise(starts)
-    ]
+    for before, start in pairwise(starts):
+        where = f"on {start.get('num_ranks', '?')} worker(s) of {start.get('device', '?')}"
+        after = before.get("stopped", LOST)["after"]
+        sentences.append(f"{start.get('time')}: started again at {start['position']:,} images, {where}, after {after}")
     for entry in entries:
         did = {"warn": "warned", "stop": "stopped the run"}.get(entry["action"])
         if did is None:
-            changed = ", ".join(f"{path} = {value:g}" for path, value in entry["set"].items())
-            did = f"rolled back to {entry['to']:,} images, with {changed}"
-        sentences.append(f"{entry['time']}: {entry['sentence']}; {did}")
+            changed = ", ".join(f"{path} = {value:g}" for path, value in entry.get("set", {}).items())
+            did = f"rolled back to {entry.get('to', 0):,} images, with {changed}"
+        sentences.append(f"{entry.get('time')}: {entry.get('sentence', entry['rule'])}; {did}")
     try:
         rejected = {kind: n for kind, n in Dataset.open(job.data.source).metadata.rejected.items() if n}
     except VaegenError:
@@ -133,6 +132,17 @@ def _pictures(run: RunDirectory) -> list[Block]:
     return blocks + ([pictures("Through the latent space", last)] if last else [])
 
 
+def start_rows(start: Entry) -> list[tuple[str, object]]:
+    """What the pages of runs and of comparisons say of a start."""
+    dataset = start["dataset"]
+    return [
+        ("command", " ".join(start.get("command", ()))),
+        ("device", f"{start.get('device')}, {start.get('cpu_cores')} CPU cores"),
+        ("revision", start.get("revision") or "not in a git checkout"),
+        ("dataset", f"{dataset.get('source')}, fingerprint {dataset.get('fingerprint', '')[:16]}"),
+    ]
+
+
 def _origin(run: RunDirectory, job: TrainJob, lines: list[Line]) -> list[Block]:
     starts, _ = _records(read_starts, run)
     rows: list[tuple[str, object]] = [
@@ -141,16 +151,13 @@ def _origin(run: RunDirectory, job: TrainJob, lines: list[Line]) -> list[Block]:
         ("seed", job.seed),
     ]
     if starts:
-        start = starts[-1]
+        packages = starts[-1].get("packages", {})
         rows += [
-            ("command", " ".join(start["command"])),
-            ("begun", starts[0]["time"]),
-            ("workers", start["num_ranks"]),
-            ("device", f"{start['device']}, {start['cpu_cores']} CPU cores"),
-            ("platform", f"{start['platform']}, Python {start['python']}"),
-            ("revision", start["revision"] or "not in a git checkout"),
-            ("packages", ", ".join(f"{name} {version}" for name, version in start["packages"].items())),
-            ("dataset", f"{start['dataset']['source']}, fingerprint {start['dataset']['fingerprint'][:16]}"),
+            ("begun", starts[0].get("time")),
+            ("workers", starts[-1].get("num_ranks")),
+            ("platform", f"{starts[-1].get('platform')}, Python {starts[-1].get('python')}"),
+            ("packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
+            *start_rows(starts[-1]),
         ]
     memory = max((line["peak_memory_bytes"] for line in lines if line.get("peak_memory_bytes")), default=None)
     if memory is not None:

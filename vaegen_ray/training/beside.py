@@ -161,7 +161,8 @@ def _measure_next(
     try:
         generator = load_generator(folder, device)
         scores = evaluate(generator, held_out, job, device=device, fingerprint=fingerprint)
-        save_grids(generator, held_out, job, run, position, device, is_last=False)
+        if (folder / DESCRIPTION).exists():  # Gone, where the run was rolled back meanwhile.
+            save_grids(generator, held_out, job, run, position, device, is_last=False)
         result: dict[str, object] = {"scores": scores}
     except StoreUnavailableError:
         raise

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vaegen_ray.errors import VaegenError
+from vaegen_ray.errors import StorageError, VaegenError
 
 T = TypeVar("T")
 
@@ -101,6 +101,8 @@ def _attempted(action: Callable[[], T]) -> tuple[T | None, VaegenError | None]:
         return action(), None
     except VaegenError as error:
         return None, error
+    except OSError as error:  # Of a tracker whose disk is full, for one.
+        return None, StorageError(str(error))
 
 
 class StopVote:

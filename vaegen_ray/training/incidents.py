@@ -33,7 +33,12 @@ def record_warning(run: RunDirectory, incident: Incident) -> None:
     if not is_rank_0():
         return
     logger.warning("%s", incident.sentence)
-    told = [(entry["rule"], entry["position"]) for entry in read_incidents(run) if entry["action"] == "warn"]
+    told: set[tuple[str, int]] = set()
+    for entry in read_incidents(run):
+        if entry["action"] == "roll_back":  # Positions come again, under other settings.
+            told.clear()
+        else:
+            told.add((entry["rule"], entry["position"]))
     if (incident.rule, incident.position) not in told:
         _append(run, incident, {"action": "warn"})
 

@@ -136,6 +136,8 @@ class Recorder:
                 total=sum_over_ranks,
                 fingerprint=self._fingerprint,
             )
+            # Computed on unlike devices they may differ in the last bit, and what they decide is decided by all.
+            scores = from_rank_0(partial(dict, scores))
             together(partial(self._save_grids, generator, state.position, is_last=is_last))
             self._count_in(
                 scores, state.position, lambda best: save_trained_model(generator, self.job, best, state.position)
@@ -241,9 +243,8 @@ class Recorder:
         self.tracker = tracker
         self.begin(position)
         self._means, self._rate, self._time = MetricMeans(), None, TimeSpent()
-        if tracker is not None:
-            evidence = {"rolled_back_from_images": float(incident.position)} | _evidence(incident)
-            tracker.scalars(evidence, position)
+        evidence = {"rolled_back_from_images": float(incident.position)} | _evidence(incident)
+        together(lambda: tracker.scalars(evidence, position) if tracker is not None else None)
 
     def close(self) -> None:
         """Close the tracker."""

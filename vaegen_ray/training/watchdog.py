@@ -65,8 +65,9 @@ class Watchdog:
             if reading is None:
                 continue
             if not reading.is_broken:
-                self._good[name] = position
-                self._told.discard(name)
+                if position >= self._good.get(name, position):  # Scores measured beside training come late.
+                    self._good[name] = position
+                    self._told.discard(name)
                 continue
             good = self._good.setdefault(name, self.begun_at)
             if name not in self._told and position - good >= self._patience_images(rule):
@@ -120,7 +121,7 @@ class Watchdog:
 
     def _dead_generator(self, rule: rules.DeadGenerator, position: int, metrics: Metrics) -> _Reading | None:
         accuracy = metrics.get("discriminator_accuracy") if self._is_contested(position) else 0.0
-        if accuracy is None:
+        if accuracy is None or self.job.objective.kind == "vae":
             return None
         return _Reading(
             accuracy > rule.largest_accuracy,
