@@ -67,22 +67,29 @@ def test_run_that_gets_no_better_ends_early_and_is_complete(dataset: Path, tmp_p
     assert directory.picture("interpolations", result.position).exists()
 
 
-def test_best_model_is_kept_although_a_kill_came_before_it_was_copied(tmp_path: Path) -> None:
-    """Its scores stood in the metrics already, and counted in again they were no better than themselves."""
-    best = {"metric": "sample_swd", "goal": "minimize"}
-    job = job_with({"kind": "vae"}, storage=str(tmp_path), evaluation={"every_images": 16, "best": best})
+def evaluate_at_24(job: TrainJob, *, late: dict[str, float], known: dict[str, float], is_last: bool) -> RunDirectory:
+    """In line, of a run whose model at 16 was measured beside it, with ``late`` scores; ``known`` is its last line."""
     directory = RunDirectory.of(job)
     state = TrainState(job, torch.device("cpu"))
     save_trained_model(state.ema.generator, job, directory.evaluation(16), 16)
-    (directory.evaluation(16) / "result.json").write_text(json.dumps({"scores": {"sample_swd": 0.0}}))
-    directory.metrics.write_text(json.dumps({"position": 16, "sample_swd": 0.0}) + "\n")
+    (directory.evaluation(16) / "result.json").write_text(json.dumps({"scores": late}))
+    directory.metrics.write_text(json.dumps(known) + "\n")
     (directory.evaluations / "state").write_text("open")
     with local_session() as session:
         session.evaluates_beside = True
         recorder = Recorder(job, session, directory, None, np.zeros((16, 16, 16, 1), np.uint8), None)
         recorder.begin(24)
         state.position = 24
-        recorder.evaluate(state)
+        recorder.evaluate(state, is_last=is_last)
+    return directory
+
+
+def test_best_model_is_kept_although_a_kill_came_before_it_was_copied(tmp_path: Path) -> None:
+    """Its scores stood in the metrics already, and counted in again they were no better than themselves."""
+    best = {"metric": "sample_swd", "goal": "minimize"}
+    job = job_with({"kind": "vae"}, storage=str(tmp_path), evaluation={"every_images": 16, "best": best})
+    scores = {"sample_swd": 0.0}
+    directory = evaluate_at_24(job, late=scores, known={"position": 16, **scores}, is_last=False)
     assert json.loads((directory.best / "model.json").read_text())["position"] == 16
     assert json.loads((directory.best / "scores.json").read_text())["position"] == 16
 
@@ -92,17 +99,6 @@ def test_run_at_its_end_is_only_warned_by_scores_that_came_late(tmp_path: Path) 
     watchdog = {"falling_diversity": {"action": "stop"}}
     evaluation = {"every_images": 16}
     job = job_with({"kind": "vae"}, storage=str(tmp_path), evaluation=evaluation, watchdog=watchdog)
-    directory = RunDirectory.of(job)
-    state = TrainState(job, torch.device("cpu"))
-    save_trained_model(state.ema.generator, job, directory.evaluation(16), 16)
-    directory.metrics.write_text(json.dumps({"position": 8}) + "\n")
     late = {"sample_swd": 1.0, "sample_diversity": 0.0}
-    (directory.evaluation(16) / "result.json").write_text(json.dumps({"scores": late}))
-    (directory.evaluations / "state").write_text("open")
-    with local_session() as session:
-        session.evaluates_beside = True
-        recorder = Recorder(job, session, directory, None, np.zeros((16, 16, 16, 1), np.uint8), None)
-        recorder.begin(24)
-        state.position = 24
-        recorder.evaluate(state, is_last=True)
+    directory = evaluate_at_24(job, late=late, known={"position": 8}, is_last=True)
     assert [(entry["position"], entry["action"]) for entry in read_incidents(directory)] == [(16, "warn")]

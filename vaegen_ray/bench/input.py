@@ -31,6 +31,7 @@ from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import take_step
 from vaegen_ray.training.precision import compile_networks
+from vaegen_ray.training.rate import now
 from vaegen_ray.training.state import TrainState
 
 BATCHES_IN_MEMORY = 64
@@ -146,10 +147,10 @@ def _epoch(job: TrainJob, device: torch.device) -> PeerTimes:
     with closing(opened) as images, _batches(job, images) as batches:
         num_batches = -(-len(images) // job.training.images_per_step)
         next(batches)
-        first_batch_s = _now(device) - start
+        first_batch_s = now(device) - start
         for _ in itertools.islice(batches, num_batches - 1):
             pass
-        epoch_s = _now(device) - start
+        epoch_s = now(device) - start
     return PeerTimes(num_batches * job.training.images_per_step, first_batch_s, epoch_s)
 
 
@@ -158,17 +159,17 @@ def _time_to_first_batch(job: TrainJob, device: torch.device) -> float:
     _, opened = _open(job, device)
     with closing(opened) as images, _batches(job, images) as batches:
         next(batches)
-        return _now(device) - start
+        return now(device) - start
 
 
 def _images_per_s_alone(job: TrainJob, images: Images, device: torch.device) -> float:
     with _batches(job, images) as batches:
         next(batches)
-        start, num_batches = _now(device), 0
-        while _now(device) - start < INPUT_ALONE_S:
+        start, num_batches = now(device), 0
+        while now(device) - start < INPUT_ALONE_S:
             for _ in itertools.islice(batches, 16):
                 num_batches += 1
-        return num_batches * job.training.images_per_step / (_now(device) - start)
+        return num_batches * job.training.images_per_step / (now(device) - start)
 
 
 def _batches_in_memory(job: TrainJob, images: Images, device: torch.device) -> list[Tensor]:
@@ -197,10 +198,10 @@ class _Trainer:
 
     def _timed(self, batches: Iterator[Tensor], steps: int) -> float:
         self._step(next(batches))
-        start = _now(self.device)
+        start = now(self.device)
         for batch in itertools.islice(batches, steps):
             self._step(batch)
-        return steps * self.job.training.images_per_step / (_now(self.device) - start)
+        return steps * self.job.training.images_per_step / (now(self.device) - start)
 
     def _step(self, images: Tensor) -> None:
         take_step(self.job, self.session, self.state, images, self.guard)
@@ -263,9 +264,3 @@ def _counted(source: Location) -> Iterator[StoreReads | None]:
     finally:
         events.unregister("request-created.s3", count_request)
         events.unregister("after-call.s3.GetObject", count_bytes)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

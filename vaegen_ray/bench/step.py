@@ -8,7 +8,6 @@ the reference is timed without them too, in PyTorch's default arithmetic.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from vaegen_ray.training.guard import FiniteGuard
 from vaegen_ray.training.local_session import LocalSession
 from vaegen_ray.training.loop import make_batch
 from vaegen_ray.training.precision import compile_networks
+from vaegen_ray.training.rate import now
 from vaegen_ray.training.state import TrainState
 
 WARM_UP_STEPS = 3
@@ -62,10 +62,10 @@ def measure_step(job: TrainJob, *, device: torch.device, steps: int) -> StepTime
     times: list[list[float]] = [[] for _ in formulations]
     for step in range(WARM_UP_STEPS + steps):
         for formulation, taken in zip(formulations, times, strict=True):
-            start = _now(device)
+            start = now(device)
             formulation.step()
             if step >= WARM_UP_STEPS:
-                taken.append(_now(device) - start)
+                taken.append(now(device) - start)
     ours.has_clocks = True
     for _ in range(steps):
         ours.step()
@@ -152,10 +152,10 @@ class Ours:
         if not self.has_clocks:
             yield
             return
-        start = _now(self.device)
+        start = now(self.device)
         yield
         inside = 0.0 if without is None else self.parts[without][-1]
-        self.parts.setdefault(name, []).append(_now(self.device) - start - inside)
+        self.parts.setdefault(name, []).append(now(self.device) - start - inside)
 
 
 class Reference:
@@ -264,9 +264,3 @@ def _images(job: TrainJob, device: torch.device) -> Tensor:
     shape = (job.training.images_per_step, job.model.image_size, job.model.image_size, job.model.channels)
     random = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=random).permute(0, 3, 1, 2).to(device)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

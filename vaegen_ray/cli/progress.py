@@ -11,8 +11,7 @@ from rich.text import Text
 from vaegen_ray.cli.console import duration
 
 HIDDEN = (
-    "images_per_s", "learning_rate", "training_s", "input_s", "evaluation_s", "checkpoint_s",
-    "peak_memory_bytes",
+    "images_per_s", "learning_rate", "training_s", "input_s", "evaluation_s", "checkpoint_s", "peak_memory_bytes",
 )  # fmt: skip
 LOSSES = ("_loss", "nll_nats", "train_kl_nats", "feature_error")
 """Endings of the names that stand first: generator's and discriminator's losses, and the terms of the bound."""

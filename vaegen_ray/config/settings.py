@@ -12,6 +12,7 @@ KEYS_OF_A_RESOLVED_JOB = {
     "name", "seed", "storage", "data", "model", "objective", "optimizer", "training", "evaluation", "tracking",
     "watchdog", "changes", "resources",
 }  # fmt: skip
+"""Less only its kind: a job file by hand leaves some of them to their defaults."""
 
 
 def with_settings(tree: Tree, settings: Mapping[str, Any]) -> Tree:

@@ -6,11 +6,11 @@ command goes on after any kill.
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -35,7 +35,7 @@ from vaegen_ray.on_ray.cluster import cluster
 from vaegen_ray.on_ray.on_node import enter, train_job_from
 from vaegen_ray.on_ray.preflight import WorkerNeeds, check_placement, check_storage_is_shared, worker_needs
 from vaegen_ray.on_ray.search import PROCESS_OF_A_NESTED_TRIAL
-from vaegen_ray.on_ray.stop_requests import is_asked_to_stop, stop_on_signal
+from vaegen_ray.on_ray.stop_requests import is_asked_to_stop, pass_on, stop_on_signal
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.on_ray.trial import TuneSession
 from vaegen_ray.runs.lease import sole_writer
@@ -173,11 +173,7 @@ def _trained(job: TrainJob, directory: CompareDirectory, command: list[str]) -> 
         return None  # It waited for room while the comparison was asked to stop.
     if job.resources.needs_ray:
         run = RunDirectory.of(job)
-
-        def look() -> None:
-            if directory.stop_request.exists() and not run.stop_request.exists():
-                run.stop_request.write_text(str(int(signal.SIGTERM)))
-
+        look = partial(pass_on, directory.stop_request, run.stop_request)
         result = train_on_ray(job, command=command, meanwhile=look, evaluates_beside=False)
     else:
         session = TuneSession(directory.stop_request, job, None)

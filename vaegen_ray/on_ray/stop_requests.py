@@ -21,6 +21,12 @@ def is_asked_to_stop(stop_request: Location) -> bool:
         return False
 
 
+def pass_on(stop_request: Location, to: Location) -> None:
+    """Where the one is there, make the other, once: the stop of a search or a comparison is that of its runs."""
+    if stop_request.exists() and not to.exists():
+        to.write_text(str(int(signal.SIGTERM)))
+
+
 @contextmanager
 def stop_on_signal(stop_request: Location) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into a request to stop; a second Ctrl-C leaves at once.

@@ -2,7 +2,6 @@
 
 import gc
 import random
-import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from vaegen_ray.errors import LeaseLostError, StorageError, TransientError, Vaeg
 from vaegen_ray.on_ray.on_node import enter
 from vaegen_ray.on_ray.reports import report_of
 from vaegen_ray.on_ray.session import keep_to_share
+from vaegen_ray.on_ray.stop_requests import pass_on
 from vaegen_ray.on_ray.train import out_of_memory, train_on_ray
 from vaegen_ray.runs.lease import Fence
 from vaegen_ray.search.directory import SearchDirectory, trial_name
@@ -239,8 +239,7 @@ def _train_on_workers(job: TrainJob, places: SearchDirectory) -> RunResult:
     run, reported = RunDirectory.of(job), [0]
 
     def look() -> None:
-        if places.stop_request.exists() and not run.stop_request.exists():
-            run.stop_request.write_text(str(int(signal.SIGTERM)))
+        pass_on(places.stop_request, run.stop_request)
         for line in evaluations(read_metrics(run) if run.metrics.exists() else []):
             position = int(line["position"])
             if reported[0] < position < job.training.final_position:

@@ -158,15 +158,10 @@ class Lease:
 
 
 @contextmanager
-def sole_writer(
-    root: Location, lock: Location, lease: Location, timeout_s: float, refusal: str, *, above: int = 0
-) -> Iterator[Fence]:
-    """Keep a second process from writing ``root``: on a local disk as :func:`locked`, everywhere by a new lease.
-
-    The lease's number is higher than ``above``.
-    """
+def sole_writer(root: Location, lock: Location, lease: Location, timeout_s: float, refusal: str) -> Iterator[Fence]:
+    """Keep a second process from writing ``root``: on a local disk as :func:`locked`, everywhere by a new lease."""
     with locked(root, lock, lease, timeout_s, refusal):
-        held = Lease(lease, above=above)
+        held = Lease(lease)
         try:
             yield held.fence
         finally:

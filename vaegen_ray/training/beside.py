@@ -24,7 +24,7 @@ from vaegen_ray.evaluation.evaluate import evaluate
 from vaegen_ray.evaluation.trained_model import DESCRIPTION, load_generator, save_trained_model
 from vaegen_ray.models.generator import Generator
 from vaegen_ray.storage import Location
-from vaegen_ray.training.collectives import from_rank_0, is_rank_0, together
+from vaegen_ray.training.collectives import from_rank_0
 from vaegen_ray.training.grids import save_grids
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,8 @@ class Published:
 
     def publish(self, generator: Generator, position: int) -> None:
         """Let the model at ``position`` be measured."""
-        together(partial(self._save, generator, position))
+        from_rank_0(lambda: save_trained_model(generator, self._job, self._run.evaluation(position), position))
         self.pending.append(position)
-
-    def _save(self, generator: Generator, position: int) -> None:
-        if is_rank_0():
-            save_trained_model(generator, self._job, self._run.evaluation(position), position)
 
     def take(self) -> list[tuple[int, dict[str, float]]]:
         """Position and scores of all pending models, when they are there; the same on all ranks.

@@ -64,10 +64,9 @@ def from_rank_0(action: Callable[[], T]) -> T:
 
     ``action`` must have no collective in it: where it failed before, the others would wait there.
     """
-    if num_ranks() == 1:
-        return action()
     answers = [_attempted(action) if is_rank_0() else (None, None)]
-    dist.broadcast_object_list(answers, src=0)
+    if num_ranks() > 1:
+        dist.broadcast_object_list(answers, src=0)
     result, problem = answers[0]
     if problem is not None:
         raise problem

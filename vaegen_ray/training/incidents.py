@@ -13,7 +13,6 @@ from vaegen_ray.config.settings import flat
 from vaegen_ray.errors import CollapsedError
 from vaegen_ray.runs.records import Entry, read_incidents
 from vaegen_ray.training.best import forget_best_after
-from vaegen_ray.training.collectives import is_rank_0
 from vaegen_ray.training.lineage import has_checkpoint
 from vaegen_ray.training.watchdog import Incident, rollback_factors
 
@@ -29,9 +28,7 @@ class RollBack(Exception):  # noqa: N818 (no error: the run goes on)
 
 
 def record_warning(run: RunDirectory, incident: Incident) -> None:
-    """Say it, and keep it (on rank 0), once: after a kill it may come again."""
-    if not is_rank_0():
-        return
+    """Say it, and keep it, once: after a kill it may come again. Rank 0 only."""
     logger.warning("%s", incident.sentence)
     told: set[tuple[str, int]] = set()
     for entry in read_incidents(run):
@@ -44,9 +41,8 @@ def record_warning(run: RunDirectory, incident: Incident) -> None:
 
 
 def record_stop(run: RunDirectory, incident: Incident, why: str = "") -> CollapsedError:
-    """Keep it (on rank 0), and return what ends the run."""
-    if is_rank_0():
-        _append(run, incident, {"action": "stop"})
+    """Keep it, and return what ends the run. Rank 0 only."""
+    _append(run, incident, {"action": "stop"})
     rule = f"watchdog.{incident.rule}"
     remedy = "" if why else f"or set {rule}.action to roll_back, "
     return CollapsedError(f"{incident.sentence}{why}; change the job, {remedy}or set {rule} to null")

@@ -42,10 +42,8 @@ def _images_per_second(job: TrainJob, session: Session, images: Images) -> float
             take_step(job, session, state, next(batches), guard)
             steps += 1
             if steps == WARM_UP_STEPS:
-                _wait(session.device)
-                begun_s = time.perf_counter()
-    _wait(session.device)
-    return (steps - WARM_UP_STEPS) * job.training.images_per_step / (time.perf_counter() - begun_s)
+                begun_s = now(session.device)
+    return (steps - WARM_UP_STEPS) * job.training.images_per_step / (now(session.device) - begun_s)
 
 
 def _everything_switched_on(job: TrainJob) -> int:
@@ -57,6 +55,8 @@ def _everything_switched_on(job: TrainJob) -> int:
     return -(-position // step) * step
 
 
-def _wait(device: torch.device) -> None:
+def now(device: torch.device) -> float:
+    """Seconds on a clock, read when ``device`` has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -112,7 +112,7 @@ class Recorder:
         metrics["learning_rate"] = float(state.phases[0].optimizer.param_groups[0]["lr"])
         metrics |= self._time.take()
         metrics["peak_memory_bytes"] = peak_memory_bytes(self.session.device)
-        together(self._check_fence_now_and_then)
+        from_rank_0(self._check_fence_now_and_then)
         together(partial(self._record, metrics, state.position))
         if is_rank_0():
             self.session.report(state.position, metrics)
@@ -138,7 +138,7 @@ class Recorder:
             )
             # Computed on unlike devices they may differ in the last bit, and what they decide is decided by all.
             scores = from_rank_0(partial(dict, scores))
-            together(partial(self._save_grids, generator, state.position, is_last=is_last))
+            from_rank_0(partial(self._save_grids, generator, state.position, is_last=is_last))
             self._count_in(
                 scores, state.position, lambda best: save_trained_model(generator, self.job, best, state.position)
             )
@@ -169,7 +169,7 @@ class Recorder:
         for position, scores in self._published.take():
             folder = self.run.evaluation(position)
             self._count_in(scores, position, partial(copy_model, folder))
-            together(partial(self._forget_published, position))
+            from_rank_0(partial(self._forget_published, position))
 
     def _forget_published(self, position: int) -> None:
         if self.tracker is not None and self._published is not None:
@@ -182,15 +182,14 @@ class Recorder:
         if is_rank_0():
             self.session.report_scores(position, scores)
         if self._best is not None and position > 0 and self._best.is_better(scores):
-            together(partial(self._keep_best, self._best, position, scores, save_model))
+            from_rank_0(partial(self._keep_best, self._best, position, scores, save_model))
         self._watch(scores, position)
 
     def _keep_best(
         self, best: BestEvaluation, position: int, scores: dict[str, float], save_model: Callable[[Location], None]
     ) -> None:
-        if is_rank_0():
-            save_model(self.run.best)
-            best.keep_scores(position, scores)
+        save_model(self.run.best)
+        best.keep_scores(position, scores)
 
     @property
     def has_converged(self) -> bool:
@@ -205,7 +204,7 @@ class Recorder:
             return  # Written in place again, a kill could take the run's only checkpoint.
         self.saved_at = state.position
         with self._clock_stopped("checkpoint"):
-            together(partial(self._save_checkpoint, state))
+            from_rank_0(partial(self._save_checkpoint, state))
 
     def _save_checkpoint(self, state: TrainState) -> None:
         if self.tracker is not None:
@@ -244,7 +243,7 @@ class Recorder:
         self.begin(position)
         self._means, self._rate, self._time = MetricMeans(), None, TimeSpent()
         evidence = {"rolled_back_from_images": float(incident.position)} | _evidence(incident)
-        together(lambda: tracker.scalars(evidence, position) if tracker is not None else None)
+        from_rank_0(lambda: tracker.scalars(evidence, position) if tracker is not None else None)
 
     def close(self) -> None:
         """Close the tracker."""
@@ -257,13 +256,13 @@ class Recorder:
         A run that has come to its end is only warned of: its result is there.
         """
         for incident in self._watchdog.look(position, metrics):
-            together(partial(self._keep_evidence, incident, position))
+            from_rank_0(partial(self._keep_evidence, incident, position))
             action = "warn" if self._is_over else self.job.watchdog.rules()[incident.rule].action
             if action == "roll_back":
                 raise RollBack(incident)
             if action == "stop":
-                raise together(partial(record_stop, self.run, incident))
-            together(partial(record_warning, self.run, incident))
+                raise from_rank_0(partial(record_stop, self.run, incident))
+            from_rank_0(partial(record_warning, self.run, incident))
 
     def _keep_evidence(self, incident: Incident, position: int) -> None:
         if self.tracker is not None:

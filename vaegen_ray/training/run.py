@@ -118,7 +118,7 @@ def run_training(
     run = RunDirectory.of(job)
     with ExitStack() as stack:
         fence = together(lambda: stack.enter_context(_sole_writer(run, session)) if is_rank_0() else None)
-        together(lambda: run.claim(job) if is_rank_0() else None)
+        from_rank_0(lambda: run.claim(job))
         dataset, images, held_out = together(lambda: _open_dataset(job, session.device))
         stack.callback(images.close)
         state = _newest_state(job, session, run)
@@ -159,12 +159,12 @@ def _train_and_evaluate(
         signals = gather_objects(session.stop_signal or 0)
         reasons = [reason for reason in gather_objects(session.reason_to_stop) if reason]
         together(recorder.check_fence)
-        together(lambda: record_end(recorder.run, state.position, reasons) if is_rank_0() else None)
+        from_rank_0(lambda: record_end(recorder.run, state.position, reasons))
         return RunResult(Ending.STOPPED, state.position, {}, stop_signal=max(signals) or None)
     scores = recorder.evaluate(state, is_last=True)
     statistics = _latent_statistics(job, session, state, images)
     together(recorder.check_fence)
-    together(lambda: _complete(job, state, recorder, scores, statistics) if is_rank_0() else None)
+    from_rank_0(lambda: _complete(job, state, recorder, scores, statistics))
     return RunResult(ending, state.position, scores)
 
 
